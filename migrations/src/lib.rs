@@ -1,0 +1,1 @@
+//! The schema of Longshore's database.

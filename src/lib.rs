@@ -1,0 +1,1 @@
+//! Longshore: files, batches and fine-tuning jobs of LLM providers, carried durably.
