@@ -1,1 +1,4 @@
 //! Longshore: files, batches and fine-tuning jobs of LLM providers, carried durably.
+
+pub mod clock;
+pub mod ids;
