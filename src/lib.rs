@@ -1,4 +1,5 @@
 //! Longshore: files, batches and fine-tuning jobs of LLM providers, carried durably.
 
 pub mod clock;
+pub mod config;
 pub mod ids;

@@ -1,0 +1,254 @@
+//! What no single setting can tell: settings that contradict each other, names that lead nowhere, doubles.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    time::Duration,
+};
+
+use secrecy::ExposeSecret;
+
+use super::{
+    Config, Model,
+    problem::{KeyPath, Problem, quotable},
+    tree::Node,
+    url::{self, DatabaseKind},
+};
+
+/// Checks `config`, which was read from `tree`, and adds what is wrong to `problems`.
+///
+/// Sections in which something is wrong already are left alone: half of them is missing.
+pub(super) fn check(config: &Config, tree: &Node, problems: &mut Vec<Problem>) {
+    let mut checks = Checks { config, tree, found: Vec::new() };
+    let sound = |sections: &[&str]| {
+        let touched = |name: &&str| problems.iter().any(|problem| problem.path.is_in_section(name));
+        !sections.iter().any(touched)
+    };
+    if sound(&["auth"]) {
+        checks.auth();
+    }
+    if sound(&["database", "redis"]) {
+        checks.redis();
+    }
+    if sound(&["workers"]) {
+        checks.workers();
+    }
+    if sound(&["retry"]) {
+        checks.order(
+            "retry",
+            "base_delay",
+            "max_delay",
+            config.retry.base_delay,
+            config.retry.max_delay,
+        );
+    }
+    if sound(&["batches"]) {
+        checks.order("batches", "poll", "poll_max", config.batches.poll, config.batches.poll_max);
+    }
+    if sound(&["providers"]) {
+        checks.providers();
+    }
+    if sound(&["models"]) {
+        checks.deployments();
+    }
+    if sound(&["providers", "models"]) {
+        checks.models_of_unknown_providers();
+    }
+    if sound(&["server", "models"]) {
+        checks.default_models();
+    }
+    problems.append(&mut checks.found);
+}
+
+/// What works, but hardly as it was meant.
+pub(super) fn warnings(config: &Config) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let used: BTreeSet<&str> = config.models.iter().map(|model| model.provider.as_str()).collect();
+    for provider in &config.providers {
+        let name = &provider.name;
+        if !used.contains(name.as_str()) {
+            warnings.push(format!(
+                "no model is at the provider `{name}`, so nothing is sent to it: add a `[[models]]` with `provider = \"{name}\"`"
+            ));
+        }
+        if provider.base_url.scheme() == "http" && !url::is_loopback(&provider.base_url) {
+            warnings.push(format!(
+                "files and the key of the provider `{name}` travel unencrypted: its `base_url` is http://"
+            ));
+        }
+    }
+    warnings
+}
+
+struct Checks<'a> {
+    config: &'a Config,
+    tree: &'a Node,
+    found: Vec<Problem>,
+}
+
+impl Checks<'_> {
+    fn report(&mut self, path: KeyPath, message: String) {
+        self.found.push(Problem { place: self.tree.place_of(&path), path, message });
+    }
+
+    fn auth(&mut self) {
+        let auth = &self.config.auth;
+        let mut first_with: BTreeMap<&str, KeyPath> = BTreeMap::new();
+        if let Some(admin_key) = &auth.admin_key {
+            first_with.insert(admin_key.expose_secret(), KeyPath::section("auth").key("admin_key"));
+        }
+        for (index, key) in auth.keys.iter().enumerate() {
+            let path = KeyPath::section("auth").key("keys").index(index).key("key");
+            match first_with.entry(key.key.expose_secret()) {
+                Entry::Vacant(entry) => {
+                    entry.insert(path);
+                }
+                Entry::Occupied(first) => {
+                    let message = format!(
+                        "`{path}` is the same key as `{}`; each needs its own",
+                        first.get()
+                    );
+                    self.report(path, message);
+                }
+            }
+        }
+    }
+
+    fn redis(&mut self) {
+        let Config { database, redis, .. } = self.config;
+        if redis.url.is_some() && database.url.kind() == DatabaseKind::Sqlite {
+            self.report(
+                KeyPath::section("redis").key("url"),
+                "`redis.url` is set and `database.url` is SQLite: Redis joins processes, SQLite does not; set `database.url` to a postgres:// one, or leave `redis.url` empty".to_owned(),
+            );
+        }
+    }
+
+    fn workers(&mut self) {
+        const LONGEST: Duration = Duration::from_hours(1);
+
+        let workers = &self.config.workers;
+        if !(Duration::from_secs(1)..=LONGEST).contains(&workers.lease) {
+            let shown = humantime::format_duration(workers.lease);
+            self.report(
+                KeyPath::section("workers").key("lease"),
+                format!("`workers.lease`: `{shown}` is out of range; write something from \"1s\" to \"1h\""),
+            );
+        }
+        if workers.drain > LONGEST {
+            let shown = humantime::format_duration(workers.drain);
+            self.report(
+                KeyPath::section("workers").key("drain"),
+                format!(
+                    "`workers.drain`: `{shown}` is too long for a shutdown; write at most \"1h\""
+                ),
+            );
+        }
+    }
+
+    /// `lesser` must not be longer than `greater`. The problem is where one of them was written.
+    fn order(&mut self, section: &str, lesser: &str, greater: &str, low: Duration, high: Duration) {
+        if low <= high {
+            return;
+        }
+        let path = |key| KeyPath::section(section).key(key);
+        let written = |key| self.tree.holds(&path(key));
+        let at = if written(lesser) { path(lesser) } else { path(greater) };
+        let (low, high) = (humantime::format_duration(low), humantime::format_duration(high));
+        self.report(
+            at,
+            format!("`{section}.{lesser}` is `{low}`, longer than `{section}.{greater}`, which is `{high}`; swap or change them"),
+        );
+    }
+
+    fn providers(&mut self) {
+        let mut first_with: BTreeMap<&str, usize> = BTreeMap::new();
+        for (index, provider) in self.config.providers.iter().enumerate() {
+            let path = KeyPath::section("providers").index(index);
+            let name = provider.name.as_str();
+            let first = *first_with.entry(name).or_insert(index);
+            if first != index {
+                self.report(
+                    path.clone().key("name"),
+                    format!(
+                        "`{path}.name`: `providers[{first}]` is named `{name}` too; each needs a name of its own"
+                    ),
+                );
+            }
+            if provider.api_key.is_none() && !url::is_loopback(&provider.base_url) {
+                self.report(
+                    path.key("api_key"),
+                    format!(
+                        "the provider `{name}` has no `api_key`; set it: only one on this machine can do without"
+                    ),
+                );
+            }
+        }
+    }
+
+    fn deployments(&mut self) {
+        let mut first_of: BTreeMap<(&str, &str, &str), usize> = BTreeMap::new();
+        let mut first_with: BTreeMap<String, usize> = BTreeMap::new();
+        for (index, model) in self.config.models.iter().enumerate() {
+            let Model { name, provider, model: at_provider, .. } = model;
+            let path = KeyPath::section("models").index(index);
+            let first = *first_of.entry((name, provider, at_provider)).or_insert(index);
+            if first != index {
+                let provider = quotable(provider);
+                self.report(
+                    path,
+                    format!(
+                        "model `{name}` is listed twice, both as `{at_provider}` of the provider `{provider}`; take out this one or `models[{first}]`"
+                    ),
+                );
+                continue;
+            }
+            let id = model.deployment_id();
+            let first = *first_with.entry(id).or_insert(index);
+            if first != index {
+                let id = model.deployment_id();
+                self.report(
+                    path.key("id"),
+                    format!(
+                        "model `{name}` has the id `{id}`, which `models[{first}]` has too; each needs an id of its own"
+                    ),
+                );
+            }
+        }
+    }
+
+    fn models_of_unknown_providers(&mut self) {
+        let providers = self.config.providers.iter().map(|provider| provider.name.as_str());
+        let known: BTreeSet<&str> = providers.collect();
+        for (index, model) in self.config.models.iter().enumerate() {
+            if !known.contains(model.provider.as_str()) {
+                let (name, provider) = (&model.name, quotable(&model.provider));
+                let known = listed(&known);
+                self.report(
+                    KeyPath::section("models").index(index).key("provider"),
+                    format!("model `{name}` names the provider `{provider}`, which is not configured; configured: {known}"),
+                );
+            }
+        }
+    }
+
+    fn default_models(&mut self) {
+        let known: BTreeSet<&str> =
+            self.config.models.iter().map(|model| model.name.as_str()).collect();
+        for (index, name) in self.config.server.default_models.iter().enumerate() {
+            if !known.contains(name.as_str()) {
+                let (name, known) = (quotable(name), listed(&known));
+                self.report(
+                    KeyPath::section("server").key("default_models").index(index),
+                    format!("`server.default_models` names the model `{name}`, which is not configured; configured: {known}"),
+                );
+            }
+        }
+    }
+}
+
+fn listed(names: &BTreeSet<&str>) -> String {
+    if names.is_empty() {
+        return "none".to_owned();
+    }
+    names.iter().copied().collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,264 @@
+//! The sections that configure Longshore itself, with their defaults.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    num::NonZeroU32,
+    path::PathBuf,
+    time::Duration,
+};
+
+use reqwest::Url;
+use secrecy::SecretString;
+use serde::de::{Deserialize, Deserializer, Error};
+
+use super::{
+    deserializer::VALUE,
+    duration, name,
+    secret::{self, EncryptionKey},
+    size::{self, ByteSize},
+    url::{self, BlobsUrl, ConnectionUrl, DatabaseUrl},
+};
+
+/// `[server]`: the intake.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    #[serde(deserialize_with = "listen")]
+    pub listen: SocketAddr,
+    /// The largest upload; 413 past it.
+    #[serde(deserialize_with = "size::positive")]
+    pub max_file_bytes: ByteSize,
+    /// Whether `/metrics` is answered without a key.
+    pub open_metrics: bool,
+    /// Where a file goes that names no models; when empty, naming them is required. Each is the name of a model.
+    pub default_models: Vec<String>,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 4700)),
+            max_file_bytes: ByteSize::mebibytes(512),
+            open_metrics: false,
+            default_models: Vec::new(),
+        }
+    }
+}
+
+/// `[auth]`: who may call.
+#[derive(Clone, Debug, Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auth {
+    /// The key that may do everything.
+    #[serde(deserialize_with = "secret::optional")]
+    pub admin_key: Option<SecretString>,
+    /// Encrypts what must be stored but read again.
+    #[serde(deserialize_with = "secret::encryption_key")]
+    pub encryption_key: Option<EncryptionKey>,
+    /// All different, and different from `admin_key`.
+    pub keys: Vec<ApiKey>,
+}
+
+/// `[[auth.keys]]`: a key that lives in memory alone; taking it out revokes it.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApiKey {
+    #[serde(deserialize_with = "secret::required")]
+    pub key: SecretString,
+    #[serde(deserialize_with = "name::plain")]
+    pub owner: String,
+}
+
+/// `[database]`: where every fact is.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Database {
+    pub url: DatabaseUrl,
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        let url = DatabaseUrl::parse("sqlite://data/longshore.db");
+        Self { url: url.expect("the default has a supported scheme") }
+    }
+}
+
+/// `[redis]`: how processes hear of each other's changes at once. Only with PostgreSQL.
+#[derive(Clone, Debug, Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Redis {
+    #[serde(deserialize_with = "url::redis")]
+    pub url: Option<ConnectionUrl>,
+}
+
+/// `[blobs]`: where the bytes are.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Blobs {
+    pub url: BlobsUrl,
+    pub keep: Keep,
+}
+
+impl Default for Blobs {
+    fn default() -> Self {
+        Self { url: BlobsUrl::Folder(PathBuf::from("data/blobs")), keep: Keep::File }
+    }
+}
+
+/// How long the bytes of an upload are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// As long as the file is not deleted.
+    File,
+    /// This long, and until every mapping is ready.
+    For(Duration),
+}
+
+impl<'de> Deserialize<'de> for Keep {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "file" {
+            return Ok(Self::File);
+        }
+        match duration::parse(&text) {
+            Ok(time) => Ok(Self::For(time)),
+            Err(_) => Err(D::Error::custom(format_args!(
+                "`{VALUE}` is neither \"file\" nor a time; write it like \"file\" or \"7d\""
+            ))),
+        }
+    }
+}
+
+/// `[workers]`: our own heavy work in one process. Work at providers is bounded per provider.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Workers {
+    pub concurrency: NonZeroU32,
+    /// A job whose worker was silent this long is taken over. At least a second, at most an hour.
+    #[serde(deserialize_with = "duration::positive")]
+    pub lease: Duration,
+    /// How long what runs may take to finish when the process is told to stop. At most an hour.
+    #[serde(deserialize_with = "duration::any")]
+    pub drain: Duration,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self {
+            concurrency: at_least_one(4),
+            lease: Duration::from_secs(20),
+            drain: Duration::from_secs(25),
+        }
+    }
+}
+
+/// `[retry]`: exponential, with full jitter.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retry {
+    pub max_attempts: NonZeroU32,
+    /// Not longer than `max_delay`.
+    #[serde(deserialize_with = "duration::positive")]
+    pub base_delay: Duration,
+    #[serde(deserialize_with = "duration::positive")]
+    pub max_delay: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            max_attempts: at_least_one(30),
+            base_delay: Duration::from_secs(1),
+            max_delay: Duration::from_hours(1),
+        }
+    }
+}
+
+/// `[batches]`: how batches at providers are watched.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Batches {
+    /// The wait before the first look; it grows to `poll_max` while nothing changes. Not longer than that.
+    #[serde(deserialize_with = "duration::positive")]
+    pub poll: Duration,
+    #[serde(deserialize_with = "duration::positive")]
+    pub poll_max: Duration,
+    /// Whether inputs and outputs are deleted at the provider once they are ingested.
+    pub delete_provider_files: bool,
+}
+
+impl Default for Batches {
+    fn default() -> Self {
+        Self {
+            poll: Duration::from_secs(30),
+            poll_max: Duration::from_mins(5),
+            delete_provider_files: false,
+        }
+    }
+}
+
+/// `[sweeps]`: how often what was missed is looked for.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sweeps {
+    /// For expired files.
+    #[serde(deserialize_with = "duration::positive")]
+    pub every: Duration,
+    /// For what providers hold.
+    #[serde(deserialize_with = "duration::positive")]
+    pub reconcile_every: Duration,
+}
+
+impl Default for Sweeps {
+    fn default() -> Self {
+        Self { every: Duration::from_mins(10), reconcile_every: Duration::from_hours(24) }
+    }
+}
+
+/// `[retention]`: how long the rows of ended jobs are kept.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    #[serde(deserialize_with = "duration::any")]
+    pub finished_jobs: Duration,
+    #[serde(deserialize_with = "duration::any")]
+    pub failed_jobs: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            finished_jobs: Duration::from_hours(7 * 24),
+            failed_jobs: Duration::from_hours(30 * 24),
+        }
+    }
+}
+
+/// `[webhooks]`: what is sent to clients' endpoints.
+#[derive(Clone, Debug, Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Webhooks {
+    /// Whether endpoints may be on private, loopback and link-local addresses, and plain http.
+    pub allow_private_addresses: bool,
+}
+
+/// `[telemetry]`: where traces go.
+#[derive(Clone, Debug, Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Telemetry {
+    #[serde(deserialize_with = "url::http")]
+    pub otlp_endpoint: Option<Url>,
+}
+
+pub(super) fn at_least_one(count: u32) -> NonZeroU32 {
+    NonZeroU32::new(count).unwrap_or(NonZeroU32::MIN)
+}
+
+fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| {
+        D::Error::custom(format_args!(
+            "`{VALUE}` is not an address to listen on; write it like \"127.0.0.1:4700\" or \"[::1]:4700\""
+        ))
+    })
+}
