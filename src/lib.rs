@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod db;
 pub mod ids;
 pub mod providers;
 pub mod sandbox;

@@ -1,1 +1,35 @@
-//! The schema of Longshore's database.
+//! The schema of Longshore's database, for SQLite and PostgreSQL alike.
+//!
+//! Every migration is one SQL text in the common part of both dialects; what differs is a
+//! placeholder (see [`dialect`]). Times are UTC, in milliseconds since the Unix epoch.
+
+pub use sea_orm_migration::prelude::*;
+
+pub mod dialect;
+mod m20261123_000001_create_installation;
+mod m20261123_000002_create_api_keys;
+mod m20261123_000003_create_files;
+mod m20261123_000004_create_mappings;
+mod m20261123_000005_create_jobs;
+mod m20261123_000006_create_lanes;
+mod m20261123_000007_create_events;
+mod m20261123_000008_create_idempotency_keys;
+
+/// The list of migrations, in the order in which they are applied.
+pub struct Migrator;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![
+            Box::new(m20261123_000001_create_installation::Migration),
+            Box::new(m20261123_000002_create_api_keys::Migration),
+            Box::new(m20261123_000003_create_files::Migration),
+            Box::new(m20261123_000004_create_mappings::Migration),
+            Box::new(m20261123_000005_create_jobs::Migration),
+            Box::new(m20261123_000006_create_lanes::Migration),
+            Box::new(m20261123_000007_create_events::Migration),
+            Box::new(m20261123_000008_create_idempotency_keys::Migration),
+        ]
+    }
+}

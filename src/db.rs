@@ -1,0 +1,307 @@
+//! The connection to SQLite or PostgreSQL, and the one way to write to it.
+//!
+//! Reads go to [`Db::read`]. Writes are closures over a transaction, handed to [`Db::intake`] (what
+//! a client waits for) or [`Db::work`] (what workers report). On SQLite, which has one writer, both
+//! end in one [`group`] that commits many of them together, the intake's first; on PostgreSQL the
+//! intake writes on its own connections and only the workers' writes are grouped.
+
+mod group;
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use migrations::Migrator;
+use migrations::MigratorTrait;
+use sea_orm::ConnectionTrait;
+use sea_orm::DatabaseConnection;
+use sea_orm::DatabaseTransaction;
+use sea_orm::DbBackend;
+use sea_orm::DbErr;
+use sea_orm::SqlxPostgresConnector;
+use sea_orm::SqlxSqliteConnector;
+use sea_orm::Statement;
+use sea_orm::TransactionTrait;
+use sea_orm::Value;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::sqlite::SqliteJournalMode;
+use sqlx::sqlite::SqlitePoolOptions;
+use sqlx::sqlite::SqliteSynchronous;
+
+use group::Group;
+
+/// How long a request waits for a free connection before it is told that the database is unreachable.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections for reading. SQLite reads in the calling process, so more than a few only compete.
+const SQLITE_READERS: u32 = 4;
+const POSTGRES_CONNECTIONS: u32 = 16;
+/// How often a transaction that PostgreSQL broke off for another's sake is begun anew.
+const MAX_CONFLICTS: u32 = 5;
+
+/// The database.
+#[derive(Clone, Debug)]
+pub struct Db {
+    read: DatabaseConnection,
+    writer: Writer,
+}
+
+#[derive(Clone, Debug)]
+enum Writer {
+    Sqlite(Group),
+    Postgres { pool: DatabaseConnection, work: Group },
+}
+
+/// What a write can end with: it tells whether the database itself failed.
+pub trait WriteError: From<DbErr> + Send + 'static {
+    fn as_db_err(&self) -> Option<&DbErr>;
+}
+
+impl WriteError for DbErr {
+    fn as_db_err(&self) -> Option<&DbErr> {
+        Some(self)
+    }
+}
+
+impl Db {
+    /// Connects to `sqlite://path` or `postgres://…`, creating the SQLite file and its folder if missing.
+    ///
+    /// # Errors
+    ///
+    /// When the URL cannot be read or the database cannot be reached.
+    pub async fn connect(url: &str) -> Result<Self, DbErr> {
+        if url.starts_with("sqlite:") { Self::connect_sqlite(url).await } else { Self::connect_postgres(url).await }
+    }
+
+    async fn connect_sqlite(url: &str) -> Result<Self, DbErr> {
+        let options = SqliteConnectOptions::from_str(url)
+            .map_err(connection_error)?
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // Every commit is on disk when it returns: a commit is what a client was promised.
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(10))
+            .statement_cache_capacity(512)
+            .pragma("cache_size", "-32768")
+            .pragma("temp_store", "memory");
+        if let Some(folder) = options.get_filename().parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(|error| {
+                DbErr::Custom(format!("cannot create the folder `{}` of the database: {error}", folder.display()))
+            })?;
+        }
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_with(options.clone())
+            .await
+            .map_err(connection_error)?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(SQLITE_READERS)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_with(options.pragma("query_only", "on"))
+            .await
+            .map_err(connection_error)?;
+        Ok(Self {
+            read: SqlxSqliteConnector::from_sqlx_sqlite_pool(readers),
+            writer: Writer::Sqlite(Group::spawn(SqlxSqliteConnector::from_sqlx_sqlite_pool(writer))),
+        })
+    }
+
+    async fn connect_postgres(url: &str) -> Result<Self, DbErr> {
+        let options = PgConnectOptions::from_str(url)
+            .map_err(connection_error)?
+            .application_name("longshore")
+            .options([("statement_timeout", "30s"), ("lock_timeout", "10s"), ("timezone", "UTC")]);
+        let pool = PgPoolOptions::new()
+            .max_connections(POSTGRES_CONNECTIONS)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_with(options)
+            .await
+            .map_err(connection_error)?;
+        let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
+        Ok(Self {
+            read: pool.clone(),
+            writer: Writer::Postgres { work: Group::spawn(pool.clone()), pool },
+        })
+    }
+
+    /// A connection for reading. Writing through it fails on SQLite.
+    pub fn read(&self) -> &DatabaseConnection {
+        &self.read
+    }
+
+    pub fn is_postgres(&self) -> bool {
+        matches!(self.writer, Writer::Postgres { .. })
+    }
+
+    /// Runs `write` in a transaction that a client waits for; it is on disk when this returns `Ok`.
+    ///
+    /// `write` may be run more than once, each time on a fresh transaction, and must change nothing
+    /// but the database. An error of its own undoes what it wrote. A caller that stops waiting does
+    /// not stop the write.
+    ///
+    /// # Errors
+    ///
+    /// Whatever `write` answered, or what the database said of the commit.
+    pub async fn intake<T, E, F>(&self, write: F) -> Result<T, E>
+    where
+        F: for<'t> Fn(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+        T: Send + 'static,
+        E: WriteError,
+    {
+        match &self.writer {
+            Writer::Sqlite(group) => group.write(group::Urgency::Intake, write).await,
+            Writer::Postgres { pool, .. } => {
+                let pool = pool.clone();
+                let task = tokio::spawn(async move { write_alone(&pool, &write).await });
+                task.await.unwrap_or_else(|error| Err(DbErr::Custom(error.to_string()).into()))
+            }
+        }
+    }
+
+    /// Like [`Db::intake`], for what workers report: grouped with others, behind the intake's writes.
+    ///
+    /// # Errors
+    ///
+    /// Whatever `write` answered, or what the database said of the commit.
+    pub async fn work<T, E, F>(&self, write: F) -> Result<T, E>
+    where
+        F: for<'t> Fn(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+        T: Send + 'static,
+        E: WriteError,
+    {
+        match &self.writer {
+            Writer::Sqlite(group) | Writer::Postgres { work: group, .. } => {
+                group.write(group::Urgency::Work, write).await
+            }
+        }
+    }
+
+    /// Brings the schema up to date. On PostgreSQL an advisory lock lets one process do it at a time.
+    ///
+    /// # Errors
+    ///
+    /// What the database says of a migration.
+    pub async fn migrate(&self) -> Result<(), DbErr> {
+        match &self.writer {
+            Writer::Sqlite(group) => Migrator::up(group.connection(), None).await,
+            Writer::Postgres { pool, .. } => {
+                // Held by this transaction's connection and let go with it, also when the process dies.
+                let lock = pool.begin().await?;
+                lock.execute_unprepared("SET LOCAL statement_timeout = 0").await?;
+                lock.execute_unprepared("SET LOCAL lock_timeout = 0").await?;
+                lock.execute_unprepared("SELECT pg_advisory_xact_lock(hashtext('longshore.migrate'))").await?;
+                Migrator::up(pool, None).await?;
+                lock.commit().await
+            }
+        }
+    }
+
+    /// The migrations that the schema still lacks, by name.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be asked.
+    pub async fn pending_migrations(&self) -> Result<Vec<String>, DbErr> {
+        let connection = match &self.writer {
+            Writer::Sqlite(group) => group.connection(),
+            Writer::Postgres { pool, .. } => pool,
+        };
+        let pending = Migrator::get_pending_migrations(connection).await?;
+        Ok(pending.iter().map(|migration| migration.name().to_owned()).collect())
+    }
+
+    /// Answers when the database does.
+    ///
+    /// # Errors
+    ///
+    /// When it does not.
+    pub async fn ping(&self) -> Result<(), DbErr> {
+        self.read.query_one_raw(statement(&self.read, "SELECT 1 AS one", [])).await.map(|_| ())
+    }
+}
+
+/// A transaction of its own, begun anew when PostgreSQL broke it off for another's sake.
+async fn write_alone<T, E, F>(pool: &DatabaseConnection, write: &F) -> Result<T, E>
+where
+    F: for<'t> Fn(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync,
+    E: WriteError,
+{
+    let mut conflicts = 0;
+    loop {
+        let tx = group::begin(pool).await?;
+        let error = match write(&tx).await {
+            Ok(value) => match tx.commit().await {
+                Ok(()) => return Ok(value),
+                Err(error) => E::from(error),
+            },
+            Err(error) => {
+                tx.rollback().await?;
+                error
+            }
+        };
+        conflicts += 1;
+        if conflicts >= MAX_CONFLICTS || !error.as_db_err().is_some_and(is_conflict) {
+            return Err(error);
+        }
+    }
+}
+
+/// A statement whose parameters are `$1`, `$2`, … on either database.
+pub fn statement<V>(db: &impl ConnectionTrait, sql: &str, values: V) -> Statement
+where
+    V: IntoIterator<Item = Value>,
+{
+    Statement::from_sql_and_values(db.get_database_backend(), sql, values)
+}
+
+/// Whether `db` is PostgreSQL, for the few statements that differ.
+pub fn is_postgres(db: &impl ConnectionTrait) -> bool {
+    db.get_database_backend() == DbBackend::Postgres
+}
+
+/// The database's own clock, in milliseconds since the Unix epoch, as an expression.
+///
+/// `clock_timestamp()`, because `now()` predates a wait for a lock.
+pub fn now(db: &impl ConnectionTrait) -> &'static str {
+    if is_postgres(db) {
+        "(extract(epoch from clock_timestamp()) * 1000)::bigint"
+    } else {
+        "CAST(unixepoch('subsec') * 1000 AS INTEGER)"
+    }
+}
+
+/// `$n, $n+1, …` for `count` parameters, counted from `first`.
+pub fn placeholders(first: usize, count: usize) -> String {
+    let names: Vec<_> = (first..first + count).map(|number| format!("${number}")).collect();
+    names.join(", ")
+}
+
+/// A deadlock or serialization failure: the same transaction, begun anew, may pass.
+fn is_conflict(error: &DbErr) -> bool {
+    matches!(sql_state(error).as_deref(), Some("40001" | "40P01"))
+}
+
+/// The disk or a quota is full: SQLite's `SQLITE_FULL`, PostgreSQL's class 53100.
+pub fn is_disk_full(error: &DbErr) -> bool {
+    matches!(sql_state(error).as_deref(), Some("13" | "53100"))
+}
+
+fn sql_state(error: &DbErr) -> Option<String> {
+    let (DbErr::Exec(sea_orm::RuntimeErr::SqlxError(error)) | DbErr::Query(sea_orm::RuntimeErr::SqlxError(error))) =
+        error
+    else {
+        return None;
+    };
+    error.as_database_error()?.code().map(|code| code.into_owned())
+}
+
+fn connection_error(error: sqlx::Error) -> DbErr {
+    DbErr::Conn(sea_orm::RuntimeErr::Internal(error.to_string()))
+}

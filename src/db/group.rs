@@ -1,0 +1,186 @@
+//! Many writes, one commit: the cost of a synced commit is shared by all that wait for one.
+//!
+//! Each write runs in a savepoint of its own, so that one that fails undoes nothing of the others.
+//! A write is answered after the commit that holds it, never before.
+
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
+use futures_util::future::BoxFuture;
+use sea_orm::DatabaseConnection;
+use sea_orm::DatabaseTransaction;
+use sea_orm::DbBackend;
+use sea_orm::DbErr;
+use sea_orm::SqliteTransactionMode;
+use sea_orm::TransactionOptions;
+use sea_orm::TransactionTrait;
+use tokio::sync::mpsc;
+use tokio::sync::oneshot;
+
+use super::WriteError;
+use super::write_alone;
+
+/// A group is closed after this long, so that no write transaction holds the SQLite writer longer.
+const MAX_GROUP_TIME: Duration = Duration::from_millis(8);
+const MAX_GROUP_SIZE: usize = 256;
+/// Writes that wait for the writer; who comes later waits before it is let in.
+const QUEUE: usize = 1024;
+
+/// Who waits for a write.
+#[derive(Clone, Copy, Debug)]
+pub enum Urgency {
+    /// A client. Goes first.
+    Intake,
+    /// A worker.
+    Work,
+}
+
+/// The writer's side of a database. It ends when the last clone is gone.
+#[derive(Clone, Debug)]
+pub struct Group {
+    connection: DatabaseConnection,
+    intake: mpsc::Sender<Box<dyn Write>>,
+    work: mpsc::Sender<Box<dyn Write>>,
+}
+
+impl Group {
+    pub fn spawn(connection: DatabaseConnection) -> Self {
+        let (intake, intake_queue) = mpsc::channel(QUEUE);
+        let (work, work_queue) = mpsc::channel(QUEUE);
+        tokio::spawn(run(connection.clone(), intake_queue, work_queue));
+        Self { connection, intake, work }
+    }
+
+    pub fn connection(&self) -> &DatabaseConnection {
+        &self.connection
+    }
+
+    pub async fn write<T, E, F>(&self, urgency: Urgency, write: F) -> Result<T, E>
+    where
+        F: for<'t> Fn(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+        T: Send + 'static,
+        E: WriteError,
+    {
+        let (reply, answer) = oneshot::channel();
+        let write = Box::new(Waiting { write: Arc::new(write), result: None, reply });
+        let queue = match urgency {
+            Urgency::Intake => &self.intake,
+            Urgency::Work => &self.work,
+        };
+        let gone = || E::from(DbErr::Custom("the database writer has stopped".to_owned()));
+        queue.send(write).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+/// A write of any type, and whoever waits for it.
+#[async_trait::async_trait]
+trait Write: Send {
+    /// Runs it; `true` if what it wrote is to stay.
+    async fn run(&mut self, tx: &DatabaseTransaction) -> bool;
+    /// Runs it on its own, because its group came to nothing, and answers.
+    async fn run_alone(self: Box<Self>, connection: &DatabaseConnection);
+    /// Answers, now that the commit is on disk.
+    fn answer(self: Box<Self>);
+}
+
+struct Waiting<T, E, F> {
+    write: Arc<F>,
+    result: Option<Result<T, E>>,
+    reply: oneshot::Sender<Result<T, E>>,
+}
+
+#[async_trait::async_trait]
+impl<T, E, F> Write for Waiting<T, E, F>
+where
+    F: for<'t> Fn(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync,
+    T: Send,
+    E: WriteError,
+{
+    async fn run(&mut self, tx: &DatabaseTransaction) -> bool {
+        let result = (self.write)(tx).await;
+        let keep = result.is_ok();
+        self.result = Some(result);
+        keep
+    }
+
+    async fn run_alone(self: Box<Self>, connection: &DatabaseConnection) {
+        let result = write_alone(connection, self.write.as_ref()).await;
+        // Nobody waiting is no error: the client hung up, and what it asked for was done.
+        drop(self.reply.send(result));
+    }
+
+    fn answer(self: Box<Self>) {
+        if let Some(result) = self.result {
+            drop(self.reply.send(result));
+        }
+    }
+}
+
+async fn run(
+    connection: DatabaseConnection,
+    mut intake: mpsc::Receiver<Box<dyn Write>>,
+    mut work: mpsc::Receiver<Box<dyn Write>>,
+) {
+    loop {
+        let first = tokio::select! {
+            biased;
+            Some(write) = intake.recv() => write,
+            Some(write) = work.recv() => write,
+            else => return,
+        };
+        commit_group(&connection, first, || intake.try_recv().or_else(|_| work.try_recv()).ok()).await;
+    }
+}
+
+/// Runs `first` and whatever `next` yields in one transaction, commits, and answers them all.
+async fn commit_group(
+    connection: &DatabaseConnection,
+    first: Box<dyn Write>,
+    mut next: impl FnMut() -> Option<Box<dyn Write>>,
+) {
+    let begun = Instant::now();
+    let tx = match begin(connection).await {
+        Ok(tx) => tx,
+        Err(_) => return first.run_alone(connection).await,
+    };
+    let mut done = Vec::new();
+    let mut waiting = Some(first);
+    let mut is_whole = true;
+    while let Some(mut write) = waiting.take() {
+        is_whole = run_in_savepoint(&tx, write.as_mut()).await.is_ok();
+        done.push(write);
+        if is_whole && done.len() < MAX_GROUP_SIZE && begun.elapsed() < MAX_GROUP_TIME {
+            waiting = next();
+        }
+    }
+    // What failed here (a lost connection, a deadlock, a full disk) may be the fault of one write:
+    // each is tried on its own and gets its own answer.
+    let committed = if is_whole { tx.commit().await } else { tx.rollback().await.and(Err(broken())) };
+    metrics::histogram!("longshore_db_group_writes").record(done.len() as f64);
+    metrics::histogram!("longshore_db_group_seconds").record(begun.elapsed().as_secs_f64());
+    for write in done {
+        match committed {
+            Ok(()) => write.answer(),
+            Err(_) => write.run_alone(connection).await,
+        }
+    }
+}
+
+async fn run_in_savepoint(tx: &DatabaseTransaction, write: &mut dyn Write) -> Result<(), DbErr> {
+    let savepoint = tx.begin().await?;
+    if write.run(&savepoint).await { savepoint.commit().await } else { savepoint.rollback().await }
+}
+
+pub async fn begin(connection: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
+    // SQLite: taking the write lock at once means waiting for another process here, under the busy
+    // timeout, and not failing in the middle because the snapshot has grown old.
+    let immediate = (connection.get_database_backend() == DbBackend::Sqlite).then_some(SqliteTransactionMode::Immediate);
+    let options = TransactionOptions { sqlite_transaction_mode: immediate, ..TransactionOptions::default() };
+    connection.begin_with_options(options).await
+}
+
+fn broken() -> DbErr {
+    DbErr::Custom("the group of writes was broken off".to_owned())
+}
