@@ -298,6 +298,8 @@ mod tests {
                 prop_assert!(page.files.len() <= limit);
                 prop_assert!(!page.has_more || page.files.len() == limit);
                 seen.extend(page.files.iter().map(|file| file.id.clone()));
+                // Pages that repeat would otherwise never end.
+                prop_assert!(seen.len() <= expected.len());
                 if !page.has_more {
                     break;
                 }

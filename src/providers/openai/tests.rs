@@ -630,6 +630,8 @@ async fn operators_see_each_call_and_its_bytes_but_nothing_of_what_was_said() {
         .with_writer(writer)
         .finish();
     let _recording = metrics::set_default_local_recorder(&recorder);
+    // While there is one subscriber, an event first met on the thread of another test is off everywhere.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let _tracing = tracing::subscriber::set_default(subscriber);
 
     let server =
