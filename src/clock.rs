@@ -9,7 +9,19 @@ use serde::Deserialize;
 use serde::Serialize;
 
 /// A moment in UTC: milliseconds since the Unix epoch, as it is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, DeriveValueType)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    DeriveValueType,
+)]
 pub struct Timestamp(pub i64);
 
 impl Timestamp {

@@ -71,7 +71,11 @@ impl Db {
     ///
     /// When the URL cannot be read or the database cannot be reached.
     pub async fn connect(url: &str) -> Result<Self, DbErr> {
-        if url.starts_with("sqlite:") { Self::connect_sqlite(url).await } else { Self::connect_postgres(url).await }
+        if url.starts_with("sqlite:") {
+            Self::connect_sqlite(url).await
+        } else {
+            Self::connect_postgres(url).await
+        }
     }
 
     async fn connect_sqlite(url: &str) -> Result<Self, DbErr> {
@@ -86,9 +90,14 @@ impl Db {
             .statement_cache_capacity(512)
             .pragma("cache_size", "-32768")
             .pragma("temp_store", "memory");
-        if let Some(folder) = options.get_filename().parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        if let Some(folder) =
+            options.get_filename().parent().filter(|folder| !folder.as_os_str().is_empty())
+        {
             std::fs::create_dir_all(folder).map_err(|error| {
-                DbErr::Custom(format!("cannot create the folder `{}` of the database: {error}", folder.display()))
+                DbErr::Custom(format!(
+                    "cannot create the folder `{}` of the database: {error}",
+                    folder.display()
+                ))
             })?;
         }
         let writer = SqlitePoolOptions::new()
@@ -109,7 +118,9 @@ impl Db {
             .map_err(connection_error)?;
         Ok(Self {
             read: SqlxSqliteConnector::from_sqlx_sqlite_pool(readers),
-            writer: Writer::Sqlite(Group::spawn(SqlxSqliteConnector::from_sqlx_sqlite_pool(writer))),
+            writer: Writer::Sqlite(Group::spawn(SqlxSqliteConnector::from_sqlx_sqlite_pool(
+                writer,
+            ))),
         })
     }
 
@@ -151,7 +162,10 @@ impl Db {
     /// Whatever `write` answered, or what the database said of the commit.
     pub async fn intake<T, E, F>(&self, write: F) -> Result<T, E>
     where
-        F: for<'t> Fn(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+        F: for<'t> Fn(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>>
+            + Send
+            + Sync
+            + 'static,
         T: Send + 'static,
         E: WriteError,
     {
@@ -172,7 +186,10 @@ impl Db {
     /// Whatever `write` answered, or what the database said of the commit.
     pub async fn work<T, E, F>(&self, write: F) -> Result<T, E>
     where
-        F: for<'t> Fn(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+        F: for<'t> Fn(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>>
+            + Send
+            + Sync
+            + 'static,
         T: Send + 'static,
         E: WriteError,
     {
@@ -196,7 +213,10 @@ impl Db {
                 let lock = pool.begin().await?;
                 lock.execute_unprepared("SET LOCAL statement_timeout = 0").await?;
                 lock.execute_unprepared("SET LOCAL lock_timeout = 0").await?;
-                lock.execute_unprepared("SELECT pg_advisory_xact_lock(hashtext('longshore.migrate'))").await?;
+                lock.execute_unprepared(
+                    "SELECT pg_advisory_xact_lock(hashtext('longshore.migrate'))",
+                )
+                .await?;
                 Migrator::up(pool, None).await?;
                 lock.commit().await
             }
@@ -294,8 +314,8 @@ pub fn is_disk_full(error: &DbErr) -> bool {
 }
 
 fn sql_state(error: &DbErr) -> Option<String> {
-    let (DbErr::Exec(sea_orm::RuntimeErr::SqlxError(error)) | DbErr::Query(sea_orm::RuntimeErr::SqlxError(error))) =
-        error
+    let (DbErr::Exec(sea_orm::RuntimeErr::SqlxError(error))
+    | DbErr::Query(sea_orm::RuntimeErr::SqlxError(error))) = error
     else {
         return None;
     };

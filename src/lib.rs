@@ -1,9 +1,21 @@
 //! Longshore: files, batches and fine-tuning jobs of LLM providers, carried durably.
 
+pub mod blobs;
 pub mod clock;
 pub mod config;
 pub mod db;
+pub mod error;
+pub mod events;
+pub mod files;
+pub mod idempotency;
 pub mod ids;
+pub mod installation;
+pub mod jobs;
 pub mod jsonl;
+pub mod keys;
+pub mod mappings;
+pub mod notices;
+pub mod owners;
+pub mod page;
 pub mod providers;
 pub mod sandbox;

@@ -38,7 +38,9 @@ crate::migration! {
             provider_file_id TEXT NOT NULL,
             reason TEXT NOT NULL,
             found_at BIGINT NOT NULL,
+            condemned_at BIGINT,
             deleted_at BIGINT,
+            CHECK (deleted_at IS NULL OR condemned_at IS NOT NULL),
             UNIQUE (provider, provider_file_id)
         );
         CREATE INDEX strays_by_mapping ON strays (mapping_id) WHERE deleted_at IS NULL;

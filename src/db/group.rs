@@ -58,7 +58,10 @@ impl Group {
 
     pub async fn write<T, E, F>(&self, urgency: Urgency, write: F) -> Result<T, E>
     where
-        F: for<'t> Fn(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+        F: for<'t> Fn(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>>
+            + Send
+            + Sync
+            + 'static,
         T: Send + 'static,
         E: WriteError,
     {
@@ -130,7 +133,8 @@ async fn run(
             Some(write) = work.recv() => write,
             else => return,
         };
-        commit_group(&connection, first, || intake.try_recv().or_else(|_| work.try_recv()).ok()).await;
+        commit_group(&connection, first, || intake.try_recv().or_else(|_| work.try_recv()).ok())
+            .await;
     }
 }
 
@@ -157,7 +161,8 @@ async fn commit_group(
     }
     // What failed here (a lost connection, a deadlock, a full disk) may be the fault of one write:
     // each is tried on its own and gets its own answer.
-    let committed = if is_whole { tx.commit().await } else { tx.rollback().await.and(Err(broken())) };
+    let committed =
+        if is_whole { tx.commit().await } else { tx.rollback().await.and(Err(broken())) };
     metrics::histogram!("longshore_db_group_writes").record(done.len() as f64);
     metrics::histogram!("longshore_db_group_seconds").record(begun.elapsed().as_secs_f64());
     for write in done {
@@ -176,8 +181,10 @@ async fn run_in_savepoint(tx: &DatabaseTransaction, write: &mut dyn Write) -> Re
 pub async fn begin(connection: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
     // SQLite: taking the write lock at once means waiting for another process here, under the busy
     // timeout, and not failing in the middle because the snapshot has grown old.
-    let immediate = (connection.get_database_backend() == DbBackend::Sqlite).then_some(SqliteTransactionMode::Immediate);
-    let options = TransactionOptions { sqlite_transaction_mode: immediate, ..TransactionOptions::default() };
+    let immediate = (connection.get_database_backend() == DbBackend::Sqlite)
+        .then_some(SqliteTransactionMode::Immediate);
+    let options =
+        TransactionOptions { sqlite_transaction_mode: immediate, ..TransactionOptions::default() };
     connection.begin_with_options(options).await
 }
 

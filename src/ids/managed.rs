@@ -67,10 +67,21 @@ impl Origin {
 /// What a managed id says. For an output file, `output` holds what the provider calls it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ManagedId {
-    File { content_type: String, uuid: Uuid, target_model_names: Vec<String>, output: Option<OutputFile> },
+    File {
+        content_type: String,
+        uuid: Uuid,
+        target_model_names: Vec<String>,
+        output: Option<OutputFile>,
+    },
     /// `deployment_id` is empty where a batch runs on several deployments.
-    Batch { deployment_id: String, batch: String },
-    Object { deployment_id: String, object: String },
+    Batch {
+        deployment_id: String,
+        batch: String,
+    },
+    Object {
+        deployment_id: String,
+        object: String,
+    },
 }
 
 /// The provider's side of a file that a provider produced.
@@ -93,9 +104,12 @@ impl ManagedId {
                     0..=MAX_CONTENT_TYPE => content_type.as_str(),
                     _ => "application/octet-stream",
                 };
-                let names: Vec<_> = target_model_names.iter().map(|name| escape(name).to_string()).collect();
+                let names: Vec<_> =
+                    target_model_names.iter().map(|name| escape(name).to_string()).collect();
                 let (file, model) = match output {
-                    Some(output) => (output.provider_file_id.as_str(), output.deployment_id.as_str()),
+                    Some(output) => {
+                        (output.provider_file_id.as_str(), output.deployment_id.as_str())
+                    }
                     None => ("", ""),
                 };
                 format!(
@@ -108,10 +122,18 @@ impl ManagedId {
                 )
             }
             Self::Batch { deployment_id, batch } => {
-                format!("longshore;model_id:{};llm_batch_id:{}", escape(deployment_id), escape(batch))
+                format!(
+                    "longshore;model_id:{};llm_batch_id:{}",
+                    escape(deployment_id),
+                    escape(batch)
+                )
             }
             Self::Object { deployment_id, object } => {
-                format!("longshore;model_id:{};generic_response_id:{}", escape(deployment_id), escape(object))
+                format!(
+                    "longshore;model_id:{};generic_response_id:{}",
+                    escape(deployment_id),
+                    escape(object)
+                )
             }
         }
     }
@@ -167,7 +189,9 @@ fn read_object(origin: Origin, fields: &str) -> Option<ManagedId> {
     let (deployment_id, rest) = fields.strip_prefix("model_id:")?.split_once(';')?;
     let deployment_id = origin.unescape(deployment_id)?;
     match rest.split_once(':')? {
-        ("llm_batch_id", batch) => Some(ManagedId::Batch { deployment_id, batch: origin.unescape(batch)? }),
+        ("llm_batch_id", batch) => {
+            Some(ManagedId::Batch { deployment_id, batch: origin.unescape(batch)? })
+        }
         ("generic_response_id", object) => {
             Some(ManagedId::Object { deployment_id, object: origin.unescape(object)? })
         }
@@ -187,21 +211,25 @@ mod tests {
     use super::*;
 
     fn any_id() -> impl Strategy<Value = ManagedId> {
-        let output = (".{1,20}", ".{0,20}").prop_map(|(provider_file_id, deployment_id)| OutputFile {
-            provider_file_id,
-            deployment_id,
+        let output = (".{1,20}", ".{0,20}").prop_map(|(provider_file_id, deployment_id)| {
+            OutputFile { provider_file_id, deployment_id }
         });
-        let file = (".{0,60}", any::<u128>(), prop::collection::vec(".{1,20}", 0..4), prop::option::of(output))
+        let file = (
+            ".{0,60}",
+            any::<u128>(),
+            prop::collection::vec(".{1,20}", 0..4),
+            prop::option::of(output),
+        )
             .prop_map(|(content_type, uuid, target_model_names, output)| ManagedId::File {
                 content_type: content_type.chars().take(30).collect(),
                 uuid: Uuid::from_u128(uuid),
                 target_model_names,
                 output: output.filter(|output| output.provider_file_id != "None"),
             });
-        let batch =
-            (".*", ".*").prop_map(|(deployment_id, batch)| ManagedId::Batch { deployment_id, batch });
-        let object =
-            (".*", ".*").prop_map(|(deployment_id, object)| ManagedId::Object { deployment_id, object });
+        let batch = (".*", ".*")
+            .prop_map(|(deployment_id, batch)| ManagedId::Batch { deployment_id, batch });
+        let object = (".*", ".*")
+            .prop_map(|(deployment_id, object)| ManagedId::Object { deployment_id, object });
         prop_oneof![file, batch, object]
     }
 
@@ -253,15 +281,23 @@ mod tests {
              llm_output_file_id,file-abc;llm_output_file_model_id,dep",
             Uuid::from_u128(7)
         );
-        let Some((_, ManagedId::File { output, .. })) = litellm(&line) else { panic!("not a file id") };
+        let Some((_, ManagedId::File { output, .. })) = litellm(&line) else {
+            panic!("not a file id")
+        };
         assert_eq!(output.map(|output| output.provider_file_id), Some("file-abc".to_owned()));
         assert_eq!(
             litellm("litellm_proxy;model_id:dep;llm_batch_id:batch_1"),
-            Some((Origin::LiteLlm, ManagedId::Batch { deployment_id: "dep".to_owned(), batch: "batch_1".to_owned() }))
+            Some((
+                Origin::LiteLlm,
+                ManagedId::Batch { deployment_id: "dep".to_owned(), batch: "batch_1".to_owned() }
+            ))
         );
         assert_eq!(
             litellm("litellm_proxy;model_id:dep;generic_response_id:ftjob-1"),
-            Some((Origin::LiteLlm, ManagedId::Object { deployment_id: "dep".to_owned(), object: "ftjob-1".to_owned() }))
+            Some((
+                Origin::LiteLlm,
+                ManagedId::Object { deployment_id: "dep".to_owned(), object: "ftjob-1".to_owned() }
+            ))
         );
     }
 
@@ -273,7 +309,8 @@ mod tests {
             target_model_names: Vec::new(),
             output: None,
         };
-        let Some((_, ManagedId::File { content_type, .. })) = ManagedId::decode(&id.encode()) else {
+        let Some((_, ManagedId::File { content_type, .. })) = ManagedId::decode(&id.encode())
+        else {
             panic!("not a file id")
         };
         assert_eq!(content_type, "application/octet-stream");

@@ -1,0 +1,336 @@
+//! The blob store: the bytes of files, in a folder or an object store. It holds no fact that the
+//! database lacks.
+
+use std::io::Read as _;
+use std::io::Seek as _;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use bytes::BytesMut;
+use futures_util::StreamExt as _;
+use futures_util::TryStreamExt as _;
+use futures_util::stream::BoxStream;
+use object_store::GetOptions;
+use object_store::GetRange;
+use object_store::GetResultPayload;
+use object_store::MultipartUpload;
+use object_store::ObjectStore;
+use object_store::ObjectStoreExt as _;
+use object_store::PutPayload;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use uuid::Uuid;
+
+use crate::clock::Timestamp;
+
+/// Bytes on their way: from the store, or from a socket.
+pub type ByteStream = BoxStream<'static, std::io::Result<Bytes>>;
+
+/// What is written to the store at once. Files up to this size go in one piece.
+const PART: usize = 1024 * 1024;
+/// What is read from a local file at once.
+const READ: usize = 256 * 1024;
+
+/// The name of an object in the store. Nobody else builds one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BlobKey {
+    /// What a client uploaded: a folder for each hour, so that none grows without bound.
+    Upload { at: Timestamp, id: Uuid },
+    /// The installation's id, so that a store is recognised beside a database that is not its own.
+    Installation,
+    /// A key as it was stored with the file.
+    Stored(String),
+}
+
+impl BlobKey {
+    pub fn path(&self) -> String {
+        match self {
+            Self::Upload { at, id } => {
+                let hour = jiff::Timestamp::from_millisecond(at.0).unwrap_or_default();
+                format!("uploads/{}/{}", hour.strftime("%Y-%m-%d/%H"), id.simple())
+            }
+            Self::Installation => "installation".to_owned(),
+            Self::Stored(path) => path.clone(),
+        }
+    }
+
+    fn object(&self) -> Path {
+        Path::from(self.path())
+    }
+}
+
+/// Why the store failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    #[error("the blob store is full")]
+    Full(#[source] anyhow::Error),
+    #[error("the blob store has no object `{0}`")]
+    Missing(String),
+    #[error("the blob store failed")]
+    Store(#[source] anyhow::Error),
+}
+
+impl From<object_store::Error> for BlobError {
+    fn from(error: object_store::Error) -> Self {
+        if let object_store::Error::NotFound { path, .. } = &error {
+            return Self::Missing(path.clone());
+        }
+        if is_full(&error) { Self::Full(error.into()) } else { Self::Store(error.into()) }
+    }
+}
+
+/// Whether an I/O error somewhere below says that no room is left.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.filter_map(|error| error.downcast_ref::<std::io::Error>()).any(|error| {
+        matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+    })
+}
+
+/// The store.
+#[derive(Clone, Debug)]
+pub struct Blobs {
+    store: Arc<dyn ObjectStore>,
+}
+
+impl Blobs {
+    /// Opens a folder as a store, creating it. What is written is synced to disk.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be made.
+    pub fn open(folder: &std::path::Path) -> Result<Self, BlobError> {
+        std::fs::create_dir_all(folder).map_err(|error| {
+            BlobError::Store(anyhow::anyhow!(
+                "cannot create the folder `{}`: {error}",
+                folder.display()
+            ))
+        })?;
+        let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
+        Ok(Self { store: Arc::new(store) })
+    }
+
+    /// Begins to write an object. Dropped before [`BlobWriter::finish`], it leaves nothing.
+    pub fn writer(&self, key: &BlobKey) -> BlobWriter {
+        BlobWriter {
+            store: Arc::clone(&self.store),
+            path: key.object(),
+            pending: Vec::new(),
+            pending_bytes: 0,
+            parts: None,
+        }
+    }
+
+    /// Reads `range` of an object.
+    ///
+    /// # Errors
+    ///
+    /// [`BlobError::Missing`] when there is no such object.
+    pub async fn read(&self, key: &BlobKey, range: Range<u64>) -> Result<ByteStream, BlobError> {
+        if range.is_empty() {
+            self.store.head(&key.object()).await?;
+            return Ok(futures_util::stream::empty().boxed());
+        }
+        let options =
+            GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
+        let result = self.store.get_opts(&key.object(), options).await?;
+        match result.payload {
+            GetResultPayload::File(file, _) => Ok(read_file(file, range)),
+            GetResultPayload::Stream(stream) => Ok(stream.map_err(std::io::Error::other).boxed()),
+        }
+    }
+
+    /// Reads a small object whole. `None` when there is none.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub async fn read_small(&self, key: &BlobKey) -> Result<Option<Bytes>, BlobError> {
+        match self.store.get(&key.object()).await {
+            Ok(result) => Ok(Some(result.bytes().await?)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes an object; one that is gone already is no error.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub async fn delete(&self, key: &BlobKey) -> Result<(), BlobError> {
+        match self.store.delete(&key.object()).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Uploads that were last written before `before`, a few at a time: what no row names is an orphan.
+    pub fn uploads_before(&self, before: Timestamp) -> BoxStream<'_, Result<String, BlobError>> {
+        self.store
+            .list(Some(&Path::from("uploads")))
+            .map_err(BlobError::from)
+            .try_filter_map(move |meta| async move {
+                let old = meta.last_modified.timestamp_millis() < before.0;
+                Ok(old.then(|| meta.location.to_string()))
+            })
+            .boxed()
+    }
+
+    /// Answers when the store does.
+    ///
+    /// # Errors
+    ///
+    /// When it does not.
+    pub async fn ping(&self) -> Result<(), BlobError> {
+        match self.store.head(&BlobKey::Installation.object()).await {
+            Ok(_) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Reads a local file in large pieces, off the runtime's own threads.
+fn read_file(file: std::fs::File, range: Range<u64>) -> ByteStream {
+    let state = (Some(file), range.start, range.end);
+    futures_util::stream::try_unfold(state, |(file, at, end)| async move {
+        let Some(mut file) = file else { return Ok(None) };
+        if at >= end {
+            return Ok(None);
+        }
+        let read = tokio::task::spawn_blocking(move || {
+            let length = usize::try_from(end - at).unwrap_or(READ).min(READ);
+            let mut buffer = BytesMut::zeroed(length);
+            file.seek(std::io::SeekFrom::Start(at))?;
+            file.read_exact(&mut buffer)?;
+            std::io::Result::Ok((file, buffer.freeze()))
+        });
+        let (file, bytes) = read.await.map_err(std::io::Error::other)??;
+        let at = at + bytes.len() as u64;
+        Ok(Some((bytes, (Some(file), at, end))))
+    })
+    .boxed()
+}
+
+/// An object that is being written. Memory holds one part of it at most.
+pub struct BlobWriter {
+    store: Arc<dyn ObjectStore>,
+    path: Path,
+    pending: Vec<Bytes>,
+    pending_bytes: usize,
+    parts: Option<Box<dyn MultipartUpload>>,
+}
+
+impl BlobWriter {
+    /// Takes the next bytes.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails or is full.
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), BlobError> {
+        self.pending_bytes += bytes.len();
+        self.pending.push(bytes);
+        if self.pending_bytes >= PART {
+            let payload = self.take_pending();
+            if self.parts.is_none() {
+                self.parts = Some(self.store.put_multipart(&self.path).await?);
+            }
+            if let Some(parts) = &mut self.parts {
+                parts.put_part(payload).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the object appear, whole and synced to disk.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails or is full; then there is no object.
+    pub async fn finish(mut self) -> Result<(), BlobError> {
+        let payload = self.take_pending();
+        let Some(mut parts) = self.parts.take() else {
+            self.store.put(&self.path, payload).await?;
+            return Ok(());
+        };
+        let finished = async {
+            if payload.content_length() > 0 {
+                parts.put_part(payload).await?;
+            }
+            parts.complete().await
+        };
+        if let Err(error) = finished.await {
+            // Best effort: the error that matters is the first, and leftovers are swept as orphans.
+            drop(parts.abort().await);
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    fn take_pending(&mut self) -> PutPayload {
+        self.pending_bytes = 0;
+        PutPayload::from_iter(std::mem::take(&mut self.pending))
+    }
+}
+
+impl Drop for BlobWriter {
+    fn drop(&mut self) {
+        if let (Some(mut parts), Ok(runtime)) =
+            (self.parts.take(), tokio::runtime::Handle::try_current())
+        {
+            // A client hung up in mid-upload, or sent something that was refused.
+            runtime.spawn(async move { parts.abort().await });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn blobs() -> (tempfile::TempDir, Blobs) {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path()).unwrap();
+        (folder, blobs)
+    }
+
+    async fn read(blobs: &Blobs, key: &BlobKey, range: Range<u64>) -> Vec<u8> {
+        let chunks: Vec<Bytes> = blobs.read(key, range).await.unwrap().try_collect().await.unwrap();
+        chunks.concat()
+    }
+
+    #[tokio::test]
+    async fn what_was_written_in_pieces_is_read_back_by_range() {
+        let (_folder, blobs) = blobs().await;
+        for size in [0usize, 1, PART - 1, PART, PART + 1, 3 * PART + 17] {
+            let key = BlobKey::Upload { at: Timestamp(0), id: Uuid::now_v7() };
+            let content: Vec<u8> = (0..size).map(|place| (place % 251) as u8).collect();
+            let mut writer = blobs.writer(&key);
+            for piece in content.chunks(100_000) {
+                writer.write(Bytes::copy_from_slice(piece)).await.unwrap();
+            }
+            writer.finish().await.unwrap();
+            assert_eq!(read(&blobs, &key, 0..size as u64).await, content);
+            if size > 10 {
+                assert_eq!(read(&blobs, &key, 3..7).await, content[3..7]);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_deleted_object_is_missing_and_can_be_deleted_again() {
+        let (_folder, blobs) = blobs().await;
+        let key = BlobKey::Upload { at: Timestamp(0), id: Uuid::now_v7() };
+        blobs.writer(&key).finish().await.unwrap();
+        blobs.delete(&key).await.unwrap();
+        blobs.delete(&key).await.unwrap();
+        assert!(matches!(blobs.read(&key, 0..1).await, Err(BlobError::Missing(_))));
+    }
+
+    #[test]
+    fn uploads_lie_in_a_folder_for_each_hour() {
+        let key = BlobKey::Upload { at: Timestamp(1_795_392_000_000), id: Uuid::nil() };
+        assert_eq!(key.path(), "uploads/2026-11-23/00/00000000000000000000000000000000");
+    }
+}

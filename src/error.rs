@@ -1,0 +1,146 @@
+//! What a request can end with other than success. `api::error` gives each its HTTP form.
+
+use std::time::Duration;
+
+use sea_orm::DbErr;
+
+use crate::blobs::BlobError;
+use crate::db::WriteError;
+use crate::db::is_disk_full;
+
+/// A domain error. A variant exists because the client, or the API, reacts to it differently.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{message}")]
+    Invalid { param: Option<&'static str>, code: Option<&'static str>, message: String },
+    #[error("{0}")]
+    Unauthorized(String),
+    #[error("{0}")]
+    Forbidden(String),
+    /// No such thing: `the file`, `x`.
+    #[error("{message}")]
+    NotFound { param: Option<&'static str>, code: &'static str, message: String },
+    /// Not possible in this state. With `retry_after` it will be, soon.
+    #[error("{message}")]
+    Conflict { code: &'static str, message: String, retry_after: Option<Duration> },
+    /// An idempotency key that was used with another request.
+    #[error("{0}")]
+    Mismatch(String),
+    #[error("{0}")]
+    TooLarge(String),
+    #[error("{0}")]
+    UnsupportedMediaType(String),
+    #[error("{0}")]
+    SenderTooSlow(String),
+    /// None of the providers that could have answered did.
+    #[error("{0}")]
+    ProvidersFailed(String),
+    /// The database or the blob store cannot be reached. The source is logged, never sent.
+    #[error("{what} cannot be reached; try again")]
+    Unavailable {
+        what: &'static str,
+        #[source]
+        source: anyhow::Error,
+    },
+    #[error("the disk of {what} is full; free some room, or delete files")]
+    DiskFull {
+        what: &'static str,
+        #[source]
+        source: anyhow::Error,
+    },
+    /// Not the client's fault. The source is logged, never sent.
+    #[error("internal error")]
+    Internal(#[source] anyhow::Error),
+}
+
+impl Error {
+    pub fn invalid(param: &'static str, message: impl Into<String>) -> Self {
+        Self::Invalid { param: Some(param), code: Some("invalid_value"), message: message.into() }
+    }
+
+    pub fn missing(param: &'static str, message: impl Into<String>) -> Self {
+        Self::Invalid {
+            param: Some(param),
+            code: Some("missing_required_parameter"),
+            message: message.into(),
+        }
+    }
+
+    /// A thing that does not exist. `param` is the name of the parameter that named it.
+    pub fn no_such(thing: &str, param: &'static str, id: &str) -> Self {
+        let id: String = id.chars().take(200).collect();
+        Self::NotFound {
+            param: Some(param),
+            code: "not_found",
+            message: format!("no such {thing}: `{id}`"),
+        }
+    }
+
+    /// A thing that belongs to another owner.
+    pub fn foreign(owner: &str, thing: &str, id: &str) -> Self {
+        Self::Forbidden(format!("User {owner} does not have access to the {thing} {id}"))
+    }
+}
+
+impl From<DbErr> for Error {
+    fn from(error: DbErr) -> Self {
+        let what = "the database";
+        if is_disk_full(&error) {
+            return Self::DiskFull { what, source: error.into() };
+        }
+        match &error {
+            DbErr::Conn(_) | DbErr::ConnectionAcquire(_) => {
+                Self::Unavailable { what, source: error.into() }
+            }
+            DbErr::Exec(sea_orm::RuntimeErr::SqlxError(cause))
+            | DbErr::Query(sea_orm::RuntimeErr::SqlxError(cause)) => {
+                if is_lost_connection(cause) {
+                    Self::Unavailable { what, source: error.into() }
+                } else {
+                    Self::Internal(error.into())
+                }
+            }
+            _ => Self::Internal(error.into()),
+        }
+    }
+}
+
+/// The database is away, shutting down or too busy: another try may pass.
+fn is_lost_connection(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        // PostgreSQL: connection exceptions, shutdowns, and statements cut off by our own time limits.
+        // SQLite: busy or locked by another process for longer than the busy timeout.
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+            code.starts_with("08")
+                || code.starts_with("57")
+                || matches!(&*code, "55P03" | "53300" | "5" | "6")
+        }),
+        _ => false,
+    }
+}
+
+impl WriteError for Error {
+    fn as_db_err(&self) -> Option<&DbErr> {
+        match self {
+            Self::Unavailable { source, .. }
+            | Self::DiskFull { source, .. }
+            | Self::Internal(source) => source.downcast_ref(),
+            _ => None,
+        }
+    }
+}
+
+impl From<BlobError> for Error {
+    fn from(error: BlobError) -> Self {
+        let what = "the blob store";
+        match &error {
+            BlobError::Full(_) => Self::DiskFull { what, source: error.into() },
+            BlobError::Missing(_) => Self::Internal(error.into()),
+            BlobError::Store(_) => Self::Unavailable { what, source: error.into() },
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Making a file durable, and sending it to models: rows and jobs in one transaction. The commit is
+//! the promise.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sea_orm::DatabaseTransaction;
+
+use super::FileStatus;
+use super::store;
+use super::store::FileView;
+use super::store::NewFile;
+use crate::clock::Timestamp;
+use crate::error::Error;
+use crate::events;
+use crate::events::EventKind;
+use crate::ids::FileId;
+use crate::ids::JobId;
+use crate::ids::MappingId;
+use crate::jobs;
+use crate::jobs::Lane;
+use crate::jobs::NewJob;
+use crate::jobs::UploadFile;
+use crate::jobs::Work;
+use crate::mappings;
+use crate::mappings::Marker;
+use crate::mappings::store::NewMapping;
+
+/// A model that a file is to be sent to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    pub deployment_id: String,
+    pub model: String,
+    pub provider: String,
+    pub provider_model: String,
+}
+
+/// What every upload job of this installation has in common.
+#[derive(Clone, Debug)]
+pub struct Dispatch {
+    pub installation_id: Arc<str>,
+    pub max_attempts: u32,
+    pub request_id: Option<String>,
+}
+
+/// Writes a file, its mappings and one upload job for each, and answers it as stored.
+pub async fn create(
+    tx: &DatabaseTransaction,
+    now: Timestamp,
+    file: &NewFile,
+    destinations: &[Destination],
+    dispatch: &Dispatch,
+) -> Result<FileView, Error> {
+    store::insert(tx, now, file).await?;
+    send(tx, now, file.id, &file.owner, destinations, 0, dispatch).await?;
+    events::append(
+        tx,
+        now,
+        &[events::Event::of_file(EventKind::FileCreated, &file.owner, file.id)],
+    )
+    .await?;
+    let view = store::find_by_id(tx, file.id).await?;
+    view.ok_or_else(|| Error::Internal(anyhow::anyhow!("file `{}` was not stored", file.id)))
+}
+
+/// Sends a file that exists to more models; those that it was sent to already are passed over.
+pub async fn send_to_more(
+    tx: &DatabaseTransaction,
+    now: Timestamp,
+    view: &FileView,
+    destinations: &[Destination],
+    dispatch: &Dispatch,
+) -> Result<FileView, Error> {
+    let file = &view.file;
+    // The lock comes first: two requests at once must not both find a deployment missing.
+    mappings::store::statuses(tx, file.id).await?;
+    let current =
+        store::find_by_id(tx, file.id).await?.filter(|view| view.file.deleted_at.is_none());
+    let current = current.ok_or_else(|| Error::no_such("file", "file_id", &file.managed_id))?;
+    let known = |destination: &&Destination| {
+        !current.mappings.iter().any(|mapping| mapping.deployment_id == destination.deployment_id)
+    };
+    let new: Vec<_> = destinations.iter().filter(known).cloned().collect();
+    let position = i32::try_from(current.mappings.len()).unwrap_or(i32::MAX);
+    send(tx, now, file.id, &file.owner, &new, position, dispatch).await?;
+    if !new.is_empty() {
+        store::set_status(tx, file.id, FileStatus::Uploaded, None).await?;
+    }
+    let view = store::find_by_id(tx, file.id).await?;
+    view.ok_or_else(|| Error::Internal(anyhow::anyhow!("file `{}` vanished", file.id)))
+}
+
+async fn send(
+    tx: &DatabaseTransaction,
+    now: Timestamp,
+    file_id: FileId,
+    owner: &str,
+    destinations: &[Destination],
+    first_position: i32,
+    dispatch: &Dispatch,
+) -> Result<(), Error> {
+    let mut mappings = Vec::with_capacity(destinations.len());
+    let mut jobs = Vec::with_capacity(destinations.len());
+    for (position, destination) in (first_position..).zip(destinations) {
+        let (mapping_id, job_id) = (MappingId::mint(), JobId::mint());
+        mappings.push(NewMapping {
+            id: mapping_id,
+            file_id,
+            position,
+            deployment_id: destination.deployment_id.clone(),
+            model: destination.model.clone(),
+            provider: destination.provider.clone(),
+            provider_model: destination.provider_model.clone(),
+            marker: Marker::mint(&dispatch.installation_id).0,
+            job_id,
+        });
+        jobs.push(NewJob {
+            id: job_id,
+            work: Work::UploadFile(UploadFile { mapping_id }),
+            lane: Lane::of_provider(&destination.provider),
+            owner: owner.to_owned(),
+            max_attempts: dispatch.max_attempts,
+            delay: Duration::ZERO,
+            file_id: Some(file_id),
+            batch_id: None,
+            model: Some(destination.model.clone()),
+            request_id: dispatch.request_id.clone(),
+        });
+    }
+    mappings::store::insert(tx, now, &mappings).await?;
+    jobs::store::enqueue(tx, now, &jobs).await?;
+    Ok(())
+}
+
+/// Queues the failed mappings of a file again, with all their attempts.
+pub async fn retry(
+    tx: &DatabaseTransaction,
+    now: Timestamp,
+    view: &FileView,
+) -> Result<FileView, Error> {
+    let file = &view.file;
+    let failed = mappings::store::failed_jobs(tx, file.id).await?;
+    let queued = jobs::store::requeue(tx, now, &failed).await?;
+    if mappings::store::revive(tx, &queued).await? > 0 {
+        store::set_status(tx, file.id, FileStatus::Uploaded, None).await?;
+    }
+    let view = store::find_by_id(tx, file.id).await?;
+    view.ok_or_else(|| Error::no_such("file", "file_id", &file.managed_id))
+}
+
+/// Derives the file's status from its mappings, and announces it when it is final.
+pub async fn settle(
+    tx: &impl sea_orm::ConnectionTrait,
+    now: Timestamp,
+    file_id: FileId,
+    owner: &str,
+) -> Result<(), sea_orm::DbErr> {
+    let mappings = mappings::store::statuses(tx, file_id).await?;
+    let status = FileStatus::of_mappings(mappings.iter().map(|(_, status)| *status));
+    let failed: Vec<_> = mappings
+        .iter()
+        .filter(|(_, status)| *status == mappings::MappingStatus::Failed)
+        .map(|(model, _)| format!("`{model}`"))
+        .collect();
+    let details = (status == FileStatus::Error)
+        .then(|| format!("not accepted for {}; see the errors in `mappings`", failed.join(", ")));
+    if store::set_status(tx, file_id, status, details.as_deref()).await? && status.is_final() {
+        let kind = if status == FileStatus::Error {
+            EventKind::FileFailed
+        } else {
+            EventKind::FileProcessed
+        };
+        events::append(tx, now, &[events::Event::of_file(kind, owner, file_id)]).await?;
+    }
+    Ok(())
+}

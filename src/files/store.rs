@@ -1,0 +1,321 @@
+//! The files table.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+
+use sea_orm::ConnectionTrait;
+use sea_orm::DbErr;
+use sea_orm::FromQueryResult;
+use sea_orm::Value;
+
+use super::FileStatus;
+use crate::clock::Timestamp;
+use crate::db::placeholders;
+use crate::db::statement;
+use crate::ids::FileId;
+use crate::ids::JobId;
+use crate::ids::managed;
+use crate::jobs::Failure;
+use crate::jobs::lanes::FOR_EVER;
+use crate::mappings::MappingStatus;
+use crate::owners::Scope;
+use crate::page::Page;
+use crate::page::Query;
+
+/// Pairs that a client attached to its file.
+pub type Metadata = BTreeMap<String, String>;
+
+/// A file to be written.
+#[derive(Clone, Debug)]
+pub struct NewFile {
+    pub id: FileId,
+    pub managed_id: String,
+    pub owner: String,
+    pub filename: String,
+    pub content_type: String,
+    pub purpose: String,
+    pub bytes: u64,
+    pub sha256: String,
+    pub metadata: Metadata,
+    pub blob_key: String,
+    pub expires_at: Option<Timestamp>,
+}
+
+pub async fn insert(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    file: &NewFile,
+) -> Result<(), DbErr> {
+    let sql = "INSERT INTO files (id, managed_id, managed_id_hash, owner, filename, content_type, purpose, bytes, \
+               sha256, metadata, blob_key, status, expires_at, created_at) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'uploaded', $12, $13)";
+    let metadata =
+        serde_json::to_string(&file.metadata).map_err(|error| DbErr::Json(error.to_string()))?;
+    let values: [Value; 13] = [
+        file.id.0.into(),
+        file.managed_id.clone().into(),
+        managed::hash(&file.managed_id).into(),
+        file.owner.clone().into(),
+        file.filename.clone().into(),
+        file.content_type.clone().into(),
+        file.purpose.clone().into(),
+        i64::try_from(file.bytes).unwrap_or(i64::MAX).into(),
+        file.sha256.clone().into(),
+        metadata.into(),
+        file.blob_key.clone().into(),
+        file.expires_at.map(|at| at.0).into(),
+        now.0.into(),
+    ];
+    tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
+}
+
+/// A file, as it is stored.
+#[derive(Clone, Debug, FromQueryResult)]
+pub struct File {
+    pub id: FileId,
+    pub managed_id: String,
+    pub owner: String,
+    pub filename: String,
+    pub content_type: String,
+    pub purpose: String,
+    pub bytes: i64,
+    pub sha256: String,
+    pub metadata: String,
+    pub blob_key: Option<String>,
+    pub status: String,
+    pub status_details: Option<String>,
+    pub expires_at: Option<Timestamp>,
+    pub created_at: Timestamp,
+    pub deleted_at: Option<Timestamp>,
+}
+
+impl File {
+    pub fn status(&self) -> Result<FileStatus, DbErr> {
+        self.status.parse().map_err(DbErr::Type)
+    }
+
+    pub fn metadata(&self) -> Metadata {
+        serde_json::from_str(&self.metadata).unwrap_or_default()
+    }
+}
+
+/// One of a file's mappings, as a client sees it.
+#[derive(Clone, Debug, FromQueryResult)]
+pub struct MappingView {
+    pub deployment_id: String,
+    pub model: String,
+    pub provider: String,
+    pub status: String,
+    pub provider_file_id: Option<String>,
+    pub attempts: i32,
+    pub error: Option<String>,
+    pub job_id: JobId,
+    pub expires_at: Option<Timestamp>,
+    job_status: Option<String>,
+    run_at: Option<Timestamp>,
+    pause_reason: Option<String>,
+    paused_until: Option<Timestamp>,
+}
+
+impl MappingView {
+    pub fn status(&self) -> Result<MappingStatus, DbErr> {
+        self.status.parse().map_err(DbErr::Type)
+    }
+
+    pub fn failure(&self) -> Option<Failure> {
+        self.error.as_deref().and_then(|error| serde_json::from_str(error).ok())
+    }
+
+    /// What a mapping that is not ready yet waits for, and until when, where that is known.
+    pub fn blocked(&self) -> (Option<&str>, Option<Timestamp>) {
+        let waits = matches!(self.job_status.as_deref(), Some("queued" | "retrying"))
+            && matches!(self.status(), Ok(status) if status.is_working());
+        if !waits {
+            return (None, None);
+        }
+        let paused_until = self.paused_until.filter(|until| *until < FOR_EVER);
+        let retry_at =
+            if self.pause_reason.is_some() { paused_until.max(self.run_at) } else { self.run_at };
+        (
+            self.pause_reason.as_deref(),
+            retry_at.filter(|_| self.attempts > 0 || self.pause_reason.is_some()),
+        )
+    }
+}
+
+/// A file with its mappings, in the order in which the client named the models.
+#[derive(Clone, Debug)]
+pub struct FileView {
+    pub file: File,
+    pub mappings: Vec<MappingView>,
+}
+
+const FILE_COLUMNS: &str = "files.id, files.managed_id, files.owner, files.filename, files.content_type, \
+     files.purpose, files.bytes, files.sha256, files.metadata, files.blob_key, files.status, files.status_details, \
+     files.expires_at, files.created_at, files.deleted_at";
+
+const MAPPING_COLUMNS: &str = "m.file_id AS m_file_id, m.deployment_id AS m_deployment_id, m.model AS m_model, \
+     m.provider AS m_provider, m.status AS m_status, m.provider_file_id AS m_provider_file_id, \
+     m.attempts AS m_attempts, m.error AS m_error, m.job_id AS m_job_id, m.expires_at AS m_expires_at, \
+     jobs.status AS m_job_status, jobs.run_at AS m_run_at, lanes.pause_reason AS m_pause_reason, \
+     lanes.paused_until AS m_paused_until";
+
+const MAPPING_JOINS: &str =
+    "LEFT JOIN jobs ON jobs.id = m.job_id LEFT JOIN lanes ON lanes.name = jobs.lane";
+
+/// A file by its managed id, tombstones included, in one statement. The id is compared as text:
+/// what it decodes to does not matter.
+pub async fn find(db: &impl ConnectionTrait, managed_id: &str) -> Result<Option<FileView>, DbErr> {
+    let sql = format!(
+        "SELECT {FILE_COLUMNS}, {MAPPING_COLUMNS} FROM files LEFT JOIN mappings m ON m.file_id = files.id \
+         {MAPPING_JOINS} WHERE files.managed_id_hash = $1 AND files.managed_id = $2 ORDER BY m.position"
+    );
+    let values: [Value; 2] = [managed::hash(managed_id).into(), managed_id.into()];
+    view(db.query_all_raw(statement(db, &sql, values)).await?)
+}
+
+/// A file by its own id, tombstones included, in one statement.
+pub async fn find_by_id(db: &impl ConnectionTrait, id: FileId) -> Result<Option<FileView>, DbErr> {
+    let sql = format!(
+        "SELECT {FILE_COLUMNS}, {MAPPING_COLUMNS} FROM files LEFT JOIN mappings m ON m.file_id = files.id \
+         {MAPPING_JOINS} WHERE files.id = $1 ORDER BY m.position"
+    );
+    view(db.query_all_raw(statement(db, &sql, [id.0.into()])).await?)
+}
+
+fn view(rows: Vec<sea_orm::QueryResult>) -> Result<Option<FileView>, DbErr> {
+    let Some(first) = rows.first() else { return Ok(None) };
+    let file = File::from_query_result(first, "")?;
+    let mut mappings = Vec::with_capacity(rows.len());
+    for row in &rows {
+        if row.try_get::<Option<FileId>>("", "m_file_id")?.is_some() {
+            mappings.push(MappingView::from_query_result(row, "m_")?);
+        }
+    }
+    Ok(Some(FileView { file, mappings }))
+}
+
+/// The id of a file by its managed id, tombstones included: what `after` may name in a list.
+pub async fn position(
+    db: &impl ConnectionTrait,
+    managed_id: &str,
+) -> Result<Option<(FileId, String)>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        id: FileId,
+        owner: String,
+    }
+    let sql = "SELECT id, owner FROM files WHERE managed_id_hash = $1 AND managed_id = $2";
+    let values: [Value; 2] = [managed::hash(managed_id).into(), managed_id.into()];
+    let row = Row::find_by_statement(statement(db, sql, values)).one(db).await?;
+    Ok(row.map(|row| (row.id, row.owner)))
+}
+
+/// What a list of files is narrowed to.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    pub purpose: Option<String>,
+    pub status: Option<FileStatus>,
+    /// A model that the file was sent to.
+    pub model: Option<String>,
+}
+
+/// One page of files, `page.limit + 1` at most: the one more tells that there is another page.
+pub async fn list(
+    db: &impl ConnectionTrait,
+    scope: &Scope,
+    filter: &Filter,
+    page: &Page<FileId>,
+) -> Result<Vec<FileView>, DbErr> {
+    let mut query = Query::new(&format!("SELECT {FILE_COLUMNS} FROM files"));
+    match scope {
+        Scope::Owner(owner) => query.filter("files.owner =", owner.clone()),
+        Scope::Everything => query.filter("files.owner >=", ""),
+    }
+    query.condition("files.deleted_at IS NULL");
+    if let Some(purpose) = &filter.purpose {
+        query.filter("files.purpose =", purpose.clone());
+    }
+    if let Some(status) = filter.status {
+        query.filter("files.status =", status.as_str());
+    }
+    if let Some(model) = &filter.model {
+        query.filter(
+            "EXISTS (SELECT 1 FROM mappings WHERE mappings.file_id = files.id AND mappings.model =",
+            model.clone(),
+        );
+        query.close();
+    }
+    let (sql, values) = query.finish("files.id", page.after.map(|id| id.0), page);
+    let files = File::find_by_statement(statement(db, &sql, values)).all(db).await?;
+    let ids: Vec<FileId> = files.iter().map(|file| file.id).collect();
+    let mut mappings = mappings_of(db, &ids).await?;
+    let views = files.into_iter().map(|file| {
+        let mappings = mappings.remove(&file.id).unwrap_or_default();
+        FileView { file, mappings }
+    });
+    Ok(views.collect())
+}
+
+async fn mappings_of(
+    db: &impl ConnectionTrait,
+    files: &[FileId],
+) -> Result<HashMap<FileId, Vec<MappingView>>, DbErr> {
+    let mut found: HashMap<FileId, Vec<MappingView>> = HashMap::new();
+    for chunk in files.chunks(500) {
+        let sql = format!(
+            "SELECT {MAPPING_COLUMNS} FROM mappings m {MAPPING_JOINS} WHERE m.file_id IN ({}) \
+             ORDER BY m.file_id, m.position",
+            placeholders(1, chunk.len())
+        );
+        let values: Vec<Value> = chunk.iter().map(|id| id.0.into()).collect();
+        for row in db.query_all_raw(statement(db, &sql, values)).await? {
+            let file = row.try_get::<FileId>("", "m_file_id")?;
+            found.entry(file).or_default().push(MappingView::from_query_result(&row, "m_")?);
+        }
+    }
+    Ok(found)
+}
+
+/// Sets the status that follows from the mappings. `true` when that changed something.
+pub async fn set_status(
+    tx: &impl ConnectionTrait,
+    id: FileId,
+    status: FileStatus,
+    details: Option<&str>,
+) -> Result<bool, DbErr> {
+    let sql = "UPDATE files SET status = $2, status_details = $3 \
+               WHERE id = $1 AND deleted_at IS NULL AND status <> $2";
+    let values: [Value; 3] = [id.0.into(), status.as_str().into(), details.into()];
+    Ok(tx.execute_raw(statement(tx, sql, values)).await?.rows_affected() == 1)
+}
+
+/// Which of these blobs a file needs, to tell orphans from the rest.
+pub async fn known_blobs(db: &impl ConnectionTrait, keys: &[String]) -> Result<Vec<String>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        blob_key: String,
+    }
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sql =
+        format!("SELECT blob_key FROM files WHERE blob_key IN ({})", placeholders(1, keys.len()));
+    let values: Vec<Value> = keys.iter().map(|key| key.clone().into()).collect();
+    let rows = Row::find_by_statement(statement(db, &sql, values)).all(db).await?;
+    Ok(rows.into_iter().map(|row| row.blob_key).collect())
+}
+
+/// Which of these files are in a final state, for those who wait for one.
+pub async fn final_among(
+    db: &impl ConnectionTrait,
+    ids: &[uuid::Uuid],
+) -> Result<Vec<uuid::Uuid>, DbErr> {
+    let sql = format!(
+        "SELECT id FROM files WHERE status <> 'uploaded' AND id IN ({})",
+        placeholders(1, ids.len())
+    );
+    let values: Vec<Value> = ids.iter().map(|id| (*id).into()).collect();
+    let rows = db.query_all_raw(statement(db, &sql, values)).await?;
+    rows.iter().map(|row| row.try_get("", "id")).collect()
+}

@@ -1,0 +1,73 @@
+//! The installation's id: what marks our objects at the providers.
+//!
+//! It lies in the database and in the blob store. When the two differ, one of them was restored or
+//! cloned, and what the database says of the providers may be old: then nothing is deleted there.
+
+use std::sync::Arc;
+
+use sea_orm::ConnectionTrait;
+use sea_orm::DbErr;
+use sea_orm::FromQueryResult;
+use sea_orm::Value;
+
+use crate::blobs::BlobKey;
+use crate::blobs::Blobs;
+use crate::clock::Timestamp;
+use crate::db::Db;
+use crate::db::statement;
+use crate::error::Error;
+use crate::mappings;
+use crate::mappings::INSTALLATION_LENGTH;
+
+/// Who this is.
+#[derive(Clone, Debug)]
+pub struct Installation {
+    pub id: Arc<str>,
+    /// Whether database and blob store belong together. If not, nothing is deleted at providers.
+    pub is_trusted: bool,
+}
+
+#[derive(FromQueryResult)]
+struct Row {
+    id: String,
+}
+
+/// Reads the installation's id, making it at the first start.
+///
+/// # Errors
+///
+/// When the database or the blob store cannot be reached.
+pub async fn ensure(db: &Db, blobs: &Blobs, now: Timestamp) -> Result<Installation, Error> {
+    let minted = mappings::random(INSTALLATION_LENGTH);
+    let id = db
+        .intake(move |tx| {
+            let minted = minted.clone();
+            Box::pin(async move {
+                let sql = "INSERT INTO installation (one, id, created_at) VALUES (1, $1, $2) ON CONFLICT DO NOTHING";
+                let values: [Value; 2] = [minted.into(), now.0.into()];
+                tx.execute_raw(statement(tx, sql, values)).await?;
+                let row = Row::find_by_statement(statement(tx, "SELECT id FROM installation", [])).one(tx).await?;
+                row.map(|row| row.id).ok_or_else(|| DbErr::RecordNotFound("the installation".to_owned()))
+            })
+        })
+        .await?;
+    let in_store = match blobs.read_small(&BlobKey::Installation).await? {
+        Some(bytes) => String::from_utf8_lossy(&bytes).trim().to_owned(),
+        None => {
+            let mut writer = blobs.writer(&BlobKey::Installation);
+            writer.write(id.clone().into()).await?;
+            writer.finish().await?;
+            id.clone()
+        }
+    };
+    let is_trusted = in_store == id;
+    if !is_trusted {
+        tracing::error!(
+            database = %id,
+            blob_store = %in_store,
+            "the database and the blob store belong to different installations, as after a restore or a clone; \
+             nothing is deleted at providers until they agree"
+        );
+    }
+    Ok(Installation { id: id.into(), is_trusted })
+}

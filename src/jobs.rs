@@ -1,0 +1,257 @@
+//! Jobs: durable units of work. What they carry, how an attempt ends, and the table that is the queue.
+
+pub mod control;
+pub mod lanes;
+pub mod leases;
+pub mod retry;
+pub mod status;
+pub mod store;
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::ids::BatchId;
+use crate::ids::FileId;
+use crate::ids::JobId;
+use crate::ids::MappingId;
+pub use status::JobStatus;
+
+/// What a job is to do. The payload carries ids only; the attempt reads the world afresh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Work {
+    UploadFile(UploadFile),
+    VerifyUpload(VerifyUpload),
+}
+
+/// Carries one file to one deployment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UploadFile {
+    pub mapping_id: MappingId,
+}
+
+/// Looks again, later, for copies of a file whose upload had an unknown outcome, and deletes all
+/// but the mapping's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyUpload {
+    pub mapping_id: MappingId,
+}
+
+impl Work {
+    /// The kinds that this version knows. Others, of a newer version, are left to it.
+    pub const KINDS: [&str; 2] = ["upload_file", "verify_upload"];
+
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::UploadFile(_) => "upload_file",
+            Self::VerifyUpload(_) => "verify_upload",
+        }
+    }
+
+    /// The order within a lane: uploads and deletes before looks.
+    pub const fn rank(&self) -> i32 {
+        match self {
+            Self::UploadFile(_) => 0,
+            Self::VerifyUpload(_) => 1,
+        }
+    }
+
+    /// The payload as it is stored.
+    ///
+    /// # Errors
+    ///
+    /// Never for the payloads above: they are plain structs of ids.
+    pub fn payload(&self) -> serde_json::Result<String> {
+        match self {
+            Self::UploadFile(payload) => serde_json::to_string(payload),
+            Self::VerifyUpload(payload) => serde_json::to_string(payload),
+        }
+    }
+
+    /// Reads a stored job.
+    ///
+    /// # Errors
+    ///
+    /// When the kind is unknown or the payload is not of its shape: such a job is a dead letter.
+    pub fn read(kind: &str, payload: &str) -> serde_json::Result<Self> {
+        match kind {
+            "upload_file" => serde_json::from_str(payload).map(Self::UploadFile),
+            "verify_upload" => serde_json::from_str(payload).map(Self::VerifyUpload),
+            _ => Err(serde::de::Error::custom(format!(
+                "the kind `{kind}` is not known to this version"
+            ))),
+        }
+    }
+}
+
+/// A lane: the jobs that share one limit. There is one for each provider.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lane(pub String);
+
+impl Lane {
+    pub fn of_provider(name: &str) -> Self {
+        Self(format!("provider:{name}"))
+    }
+
+    /// The provider whose lane this is.
+    pub fn provider(&self) -> Option<&str> {
+        self.0.strip_prefix("provider:")
+    }
+}
+
+impl fmt::Display for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A job to be written with the change that needs it.
+#[derive(Clone, Debug)]
+pub struct NewJob {
+    pub id: JobId,
+    pub work: Work,
+    pub lane: Lane,
+    pub owner: String,
+    pub max_attempts: u32,
+    /// How long it rests before its first attempt, by the database's clock.
+    pub delay: Duration,
+    pub file_id: Option<FileId>,
+    pub batch_id: Option<BatchId>,
+    pub model: Option<String>,
+    pub request_id: Option<String>,
+}
+
+/// A worker process, by a name that is new at each start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerId(pub String);
+
+impl WorkerId {
+    pub fn new() -> Self {
+        Self(format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple()))
+    }
+}
+
+impl Default for WorkerId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The right to end an attempt: every write of a worker is conditional on it.
+#[derive(Clone, Debug)]
+pub struct Fence {
+    pub job_id: JobId,
+    /// Rises at every claim and never falls.
+    pub epoch: i64,
+    pub worker: WorkerId,
+}
+
+/// Why something failed, as the API shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub code: String,
+    pub message: String,
+    #[serde(default)]
+    pub http_status: Option<u16>,
+    /// Whether it is, or was, worth trying again.
+    pub retryable: bool,
+}
+
+impl Failure {
+    pub fn permanent(code: &str, message: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), message: message.into(), http_status: None, retryable: false }
+    }
+
+    pub fn transient(code: &str, message: impl Into<String>) -> Self {
+        Self { retryable: true, ..Self::permanent(code, message) }
+    }
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Succeeded,
+    /// To be attempted again.
+    Retry {
+        after: Duration,
+        spend: Spend,
+        failure: Option<Failure>,
+    },
+    /// A dead letter: it stays, and can be searched and retried by hand.
+    Failed(Failure),
+    Cancelled,
+}
+
+/// Whether an attempt counts against `max_attempts`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spend {
+    Attempt,
+    /// Nothing was wrong with the job: a limit, an outage seen by others, a shutdown, a planned look.
+    Nothing,
+}
+
+/// How far a running job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    pub done: u64,
+    pub total: u64,
+    pub unit: ProgressUnit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProgressUnit {
+    Bytes,
+    /// Looks into a provider's list.
+    Looks,
+}
+
+/// How leases are kept: renewed every `heartbeat`, taken over after `lease`.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseTimes {
+    pub lease: Duration,
+    pub heartbeat: Duration,
+}
+
+impl LeaseTimes {
+    pub fn new(lease: Duration) -> Self {
+        Self { lease, heartbeat: lease / 4 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stored_job_reads_back() {
+        let jobs = [
+            Work::UploadFile(UploadFile { mapping_id: MappingId::mint() }),
+            Work::VerifyUpload(VerifyUpload { mapping_id: MappingId::mint() }),
+        ];
+        for (work, kind) in jobs.into_iter().zip(Work::KINDS) {
+            assert_eq!(work.kind(), kind);
+            assert_eq!(Work::read(work.kind(), &work.payload().unwrap()).unwrap(), work);
+        }
+    }
+
+    #[test]
+    fn a_payload_of_another_shape_is_refused() {
+        assert!(Work::read("upload_file", "{}").is_err());
+        assert!(Work::read("paint_house", "{}").is_err());
+    }
+
+    #[test]
+    fn a_payload_of_a_newer_version_is_read() {
+        let payload = format!(r#"{{"mapping_id":"{}","colour":"red"}}"#, MappingId::mint());
+        assert!(Work::read("upload_file", &payload).is_ok());
+    }
+}

@@ -1,0 +1,108 @@
+//! What a person does to a job: cancel it, or queue a dead letter again.
+
+use sea_orm::ConnectionTrait;
+use sea_orm::DatabaseTransaction;
+use sea_orm::DbErr;
+
+use super::Failure;
+use super::JobStatus;
+use super::Work;
+use super::store;
+use super::store::Job;
+use crate::clock::Timestamp;
+use crate::error::Error;
+use crate::events;
+use crate::events::Event;
+use crate::events::EventKind;
+use crate::files;
+use crate::files::FileStatus;
+use crate::mappings;
+use crate::mappings::store::Certainty;
+
+/// Cancels a job that waits, and asks the worker of one that runs to stop.
+pub async fn cancel(tx: &DatabaseTransaction, now: Timestamp, job: &Job) -> Result<(), Error> {
+    if store::cancel_waiting(tx, now, job.id).await? {
+        let failure = Failure::permanent("cancelled", "the upload was cancelled");
+        give_up(tx, now, job, &failure).await?;
+        events::append(tx, now, &[Event::of_job(EventKind::JobCancelled, &job.owner, job.id)])
+            .await?;
+        return Ok(());
+    }
+    if store::request_cancel(tx, now, job.id).await? {
+        return Ok(());
+    }
+    Err(Error::Conflict {
+        code: "job_ended",
+        message: format!("the job has already ended as `{}`", job.status),
+        retry_after: None,
+    })
+}
+
+/// Ends, as failed, a job that waits in vain. `false` when it does not wait any more.
+pub async fn fail_waiting(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    job: &Job,
+    failure: &Failure,
+) -> Result<bool, DbErr> {
+    if !store::fail_waiting(tx, now, job.id, failure).await? {
+        return Ok(false);
+    }
+    give_up(tx, now, job, failure).await?;
+    events::append(tx, now, &[Event::of_job(EventKind::JobFailed, &job.owner, job.id)]).await?;
+    Ok(true)
+}
+
+/// What a job that will not run (again) leaves of what it was for.
+async fn give_up(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    job: &Job,
+    failure: &Failure,
+) -> Result<(), DbErr> {
+    // A payload that cannot be read stands for nothing that could be given up.
+    let Ok(Work::UploadFile(payload)) = Work::read(&job.kind, &job.payload) else { return Ok(()) };
+    if let Some(upload) = mappings::store::find_upload(tx, payload.mapping_id).await? {
+        mappings::outcome::abandon(tx, now, &upload, Certainty::Unchanged, failure).await?;
+    }
+    Ok(())
+}
+
+/// Queues a failed or cancelled job again, with all its attempts.
+pub async fn retry(tx: &DatabaseTransaction, now: Timestamp, job: &Job) -> Result<(), Error> {
+    if !matches!(job.status()?, JobStatus::Failed | JobStatus::Cancelled) {
+        return Err(Error::Conflict {
+            code: "job_not_failed",
+            message: format!(
+                "the job is `{}`; only a failed or cancelled one can be retried",
+                job.status
+            ),
+            retry_after: None,
+        });
+    }
+    let superseded = || Error::Conflict {
+        code: "job_superseded",
+        message: "what this job was for has been settled otherwise since".to_owned(),
+        retry_after: None,
+    };
+    if job.kind == "upload_file" {
+        let file_id = job.file_id.ok_or_else(superseded)?;
+        let file = files::store::find_by_id(tx, file_id)
+            .await?
+            .filter(|view| view.file.deleted_at.is_none());
+        let mapping = mappings::store::of_job(tx, file_id, job.id).await?;
+        if file.is_none() || mapping.is_none() {
+            return Err(superseded());
+        }
+    }
+    let queued = store::requeue(tx, now, &[job.id]).await?;
+    if queued.is_empty() {
+        return Err(superseded());
+    }
+    if mappings::store::revive(tx, &queued).await? > 0
+        && let Some(file_id) = job.file_id
+    {
+        files::store::set_status(tx, file_id, FileStatus::Uploaded, None).await?;
+    }
+    Ok(())
+}

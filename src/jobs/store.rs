@@ -1,0 +1,295 @@
+//! The job table: what clients and the intake ask of it. Claims and leases are in [`super::leases`].
+
+use sea_orm::ConnectionTrait;
+use sea_orm::DbErr;
+use sea_orm::FromQueryResult;
+use sea_orm::Value;
+
+use super::Failure;
+use super::JobStatus;
+use super::NewJob;
+use super::Progress;
+use crate::clock::Timestamp;
+use crate::clock::millis;
+use crate::db;
+use crate::db::placeholders;
+use crate::db::statement;
+use crate::ids::BatchId;
+use crate::ids::FileId;
+use crate::ids::JobId;
+use crate::owners::Scope;
+use crate::page::Page;
+
+/// A job, as it is stored.
+#[derive(Clone, Debug, FromQueryResult)]
+pub struct Job {
+    pub id: JobId,
+    pub kind: String,
+    pub lane: String,
+    pub owner: String,
+    pub status: String,
+    pub payload: String,
+    pub attempt: i32,
+    pub max_attempts: i32,
+    pub run_at: Timestamp,
+    pub error: Option<String>,
+    pub progress: Option<String>,
+    pub file_id: Option<FileId>,
+    pub batch_id: Option<BatchId>,
+    pub model: Option<String>,
+    pub request_id: Option<String>,
+    pub created_at: Timestamp,
+    pub started_at: Option<Timestamp>,
+    pub finished_at: Option<Timestamp>,
+    /// The managed id of `file_id`.
+    pub managed_file_id: Option<String>,
+    /// Why the lane stands still, and until when, for a job that waits.
+    pub pause_reason: Option<String>,
+    pub paused_until: Option<Timestamp>,
+}
+
+impl Job {
+    pub fn status(&self) -> Result<JobStatus, DbErr> {
+        self.status.parse().map_err(DbErr::Type)
+    }
+
+    pub fn failure(&self) -> Option<Failure> {
+        self.error.as_deref().and_then(|error| serde_json::from_str(error).ok())
+    }
+
+    pub fn progress(&self) -> Option<Progress> {
+        self.progress.as_deref().and_then(|progress| serde_json::from_str(progress).ok())
+    }
+}
+
+const SELECT: &str = "SELECT jobs.id, jobs.kind, jobs.lane, jobs.owner, jobs.status, jobs.payload, jobs.attempt, \
+     jobs.max_attempts, jobs.run_at, jobs.error, jobs.progress, jobs.file_id, jobs.batch_id, jobs.model, \
+     jobs.request_id, jobs.created_at, jobs.started_at, jobs.finished_at, \
+     files.managed_id AS managed_file_id, lanes.pause_reason, lanes.paused_until \
+     FROM jobs LEFT JOIN files ON files.id = jobs.file_id LEFT JOIN lanes ON lanes.name = jobs.lane";
+
+/// Writes jobs, ready to be claimed after their delay.
+///
+/// # Errors
+///
+/// What the database says.
+pub async fn enqueue(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    jobs: &[NewJob],
+) -> Result<(), DbErr> {
+    const COLUMNS: usize = 13;
+    for chunk in jobs.chunks(500) {
+        let mut values: Vec<Value> = Vec::with_capacity(chunk.len() * COLUMNS);
+        for job in chunk {
+            let payload = job.work.payload().map_err(|error| DbErr::Json(error.to_string()))?;
+            values.extend([
+                Value::from(millis(job.delay)),
+                job.id.0.into(),
+                job.work.kind().into(),
+                job.lane.0.clone().into(),
+                job.work.rank().into(),
+                job.owner.clone().into(),
+                payload.into(),
+                job.model.clone().into(),
+                i32::try_from(job.max_attempts).unwrap_or(i32::MAX).into(),
+                job.file_id.map(|id| id.0).into(),
+                job.batch_id.map(|id| id.0).into(),
+                job.request_id.clone().into(),
+                now.0.into(),
+            ]);
+        }
+        let rows: Vec<_> = (0..chunk.len())
+            .map(|row| {
+                let (first, rest) = (row * COLUMNS + 1, row * COLUMNS + 2);
+                format!(
+                    "('queued', {} + ${first}, {})",
+                    db::now(tx),
+                    placeholders(rest, COLUMNS - 1)
+                )
+            })
+            .collect();
+        let sql = format!(
+            "INSERT INTO jobs (status, run_at, id, kind, lane, rank, owner, payload, model, max_attempts, file_id, \
+             batch_id, request_id, created_at) VALUES {}",
+            rows.join(", ")
+        );
+        tx.execute_raw(statement(tx, &sql, values)).await?;
+    }
+    Ok(())
+}
+
+pub async fn find(db: &impl ConnectionTrait, id: JobId) -> Result<Option<Job>, DbErr> {
+    let sql = format!("{SELECT} WHERE jobs.id = $1");
+    Job::find_by_statement(statement(db, &sql, [id.0.into()])).one(db).await
+}
+
+/// What a list of jobs is narrowed to.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    pub status: Option<JobStatus>,
+    pub kind: Option<String>,
+    pub file_id: Option<FileId>,
+    pub batch_id: Option<BatchId>,
+}
+
+/// One page of jobs, `page.limit + 1` at most: the one more tells that there is another page.
+pub async fn list(
+    db: &impl ConnectionTrait,
+    scope: &Scope,
+    filter: &Filter,
+    page: &Page<JobId>,
+) -> Result<Vec<Job>, DbErr> {
+    let mut query = crate::page::Query::new(SELECT);
+    if let Scope::Owner(owner) = scope {
+        query.filter("jobs.owner =", owner.clone());
+    }
+    if let Some(status) = filter.status {
+        query.filter("jobs.status =", status.as_str());
+    }
+    if let Some(kind) = &filter.kind {
+        query.filter("jobs.kind =", kind.clone());
+    }
+    if let Some(id) = filter.file_id {
+        query.filter("jobs.file_id =", id.0);
+    }
+    if let Some(id) = filter.batch_id {
+        query.filter("jobs.batch_id =", id.0);
+    }
+    let (sql, values) = query.finish("jobs.id", page.after.map(|id| id.0), page);
+    Job::find_by_statement(statement(db, &sql, values)).all(db).await
+}
+
+/// One ended attempt.
+#[derive(Clone, Debug, FromQueryResult)]
+pub struct Attempt {
+    pub attempt: i32,
+    pub worker: String,
+    pub outcome: String,
+    pub error: Option<String>,
+    pub started_at: Timestamp,
+    pub finished_at: Timestamp,
+}
+
+/// The ended attempts of a job, the first one first; at most 1,000.
+pub async fn attempts(db: &impl ConnectionTrait, id: JobId) -> Result<Vec<Attempt>, DbErr> {
+    let sql = "SELECT attempt, worker, outcome, error, started_at, finished_at FROM job_attempts \
+               WHERE job_id = $1 ORDER BY epoch LIMIT 1000";
+    Attempt::find_by_statement(statement(db, sql, [id.0.into()])).all(db).await
+}
+
+/// Cancels a job that waits. `false` when it does not wait (any more).
+pub async fn cancel_waiting(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    id: JobId,
+) -> Result<bool, DbErr> {
+    let sql = "UPDATE jobs SET status = 'cancelled', finished_at = $2 \
+               WHERE id = $1 AND status IN ('queued', 'retrying')";
+    let result = tx.execute_raw(statement(tx, sql, [id.0.into(), now.0.into()])).await?;
+    Ok(result.rows_affected() == 1)
+}
+
+/// Ends a job that waits as a dead letter. `false` when it does not wait (any more).
+pub async fn fail_waiting(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    id: JobId,
+    failure: &Failure,
+) -> Result<bool, DbErr> {
+    let error = serde_json::to_string(failure).map_err(|error| DbErr::Json(error.to_string()))?;
+    let sql = "UPDATE jobs SET status = 'failed', finished_at = $2, error = $3 \
+               WHERE id = $1 AND status IN ('queued', 'retrying')";
+    let values: [Value; 3] = [id.0.into(), now.0.into(), error.into()];
+    Ok(tx.execute_raw(statement(tx, sql, values)).await?.rows_affected() == 1)
+}
+
+/// Which of these jobs have ended, for those who wait for one.
+pub async fn ended_among(
+    db: &impl ConnectionTrait,
+    ids: &[uuid::Uuid],
+) -> Result<Vec<uuid::Uuid>, DbErr> {
+    let sql = format!(
+        "SELECT id FROM jobs WHERE finished_at IS NOT NULL AND id IN ({})",
+        placeholders(1, ids.len())
+    );
+    let values: Vec<Value> = ids.iter().map(|id| (*id).into()).collect();
+    let rows = db.query_all_raw(statement(db, &sql, values)).await?;
+    rows.iter().map(|row| row.try_get("", "id")).collect()
+}
+
+/// Asks the worker of a running job to stop. `false` when the job does not run.
+pub async fn request_cancel(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    id: JobId,
+) -> Result<bool, DbErr> {
+    let sql = "UPDATE jobs SET cancel_requested_at = COALESCE(cancel_requested_at, $2) \
+               WHERE id = $1 AND status = 'running'";
+    let result = tx.execute_raw(statement(tx, sql, [id.0.into(), now.0.into()])).await?;
+    Ok(result.rows_affected() == 1)
+}
+
+/// Queues failed or cancelled jobs again, with all their attempts. Answers those that it queued.
+pub async fn requeue(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    ids: &[JobId],
+) -> Result<Vec<JobId>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        id: JobId,
+    }
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sql = format!(
+        "UPDATE jobs SET status = 'queued', attempt = 0, deaths = 0, error = NULL, progress = NULL, \
+         cancel_requested_at = NULL, finished_at = NULL, started_at = NULL, run_at = $1 \
+         WHERE status IN ('failed', 'cancelled') AND id IN ({}) RETURNING id",
+        placeholders(2, ids.len())
+    );
+    let mut values: Vec<Value> = vec![now.0.into()];
+    values.extend(ids.iter().map(|id| Value::from(id.0)));
+    let rows = Row::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
+    Ok(rows.into_iter().map(|row| row.id).collect())
+}
+
+/// Finished jobs older than `before`, with their attempts, at most `limit` of them. A failed upload
+/// that a mapping still shows is kept: it can be retried.
+pub async fn prune(
+    tx: &impl ConnectionTrait,
+    statuses: &str,
+    before: Timestamp,
+    limit: u32,
+) -> Result<u64, DbErr> {
+    let chosen = format!(
+        "SELECT id FROM jobs WHERE status IN ({statuses}) AND finished_at IS NOT NULL AND finished_at < $1 \
+         AND NOT EXISTS (SELECT 1 FROM mappings WHERE mappings.job_id = jobs.id AND mappings.status = 'failed') \
+         ORDER BY finished_at LIMIT $2"
+    );
+    let values = || -> [Value; 2] { [before.0.into(), limit.into()] };
+    let attempts = format!("DELETE FROM job_attempts WHERE job_id IN ({chosen})");
+    tx.execute_raw(statement(tx, &attempts, values())).await?;
+    let jobs = format!("DELETE FROM jobs WHERE id IN ({chosen})");
+    Ok(tx.execute_raw(statement(tx, &jobs, values())).await?.rows_affected())
+}
+
+/// How many jobs there are and since when the oldest waits, by kind and lane, for the metrics.
+#[derive(Clone, Debug, FromQueryResult)]
+pub struct Depth {
+    pub kind: String,
+    pub lane: String,
+    pub status: String,
+    pub count: i64,
+    pub oldest: Timestamp,
+}
+
+pub async fn depths(db: &impl ConnectionTrait) -> Result<Vec<Depth>, DbErr> {
+    let sql = "SELECT kind, lane, 'waiting' AS status, count(*) AS count, min(created_at) AS oldest FROM jobs \
+               WHERE status IN ('queued', 'retrying') GROUP BY kind, lane \
+               UNION ALL \
+               SELECT kind, lane, 'running' AS status, count(*) AS count, min(created_at) AS oldest FROM jobs \
+               WHERE status = 'running' GROUP BY kind, lane";
+    Depth::find_by_statement(statement(db, sql, [])).all(db).await
+}

@@ -1,0 +1,192 @@
+//! Keys of clients: who a bearer token is. Those of the configuration live in memory, others as
+//! hashes in the database.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+use std::time::Instant;
+
+use data_encoding::BASE32_NOPAD;
+use rand::RngExt as _;
+use sea_orm::ConnectionTrait;
+use sea_orm::DbErr;
+use sea_orm::FromQueryResult;
+use sea_orm::Value;
+use secrecy::ExposeSecret as _;
+use secrecy::SecretString;
+use sha2::Digest;
+use sha2::Sha256;
+
+use crate::clock::Timestamp;
+use crate::db::Db;
+use crate::db::statement;
+use crate::error::Error;
+use crate::ids::ApiKeyId;
+
+/// A stored key is looked up again after this long, so a revoked one works no longer than that.
+const TRUSTED_FOR: Duration = Duration::from_secs(5);
+const MAX_TRUSTED: usize = 10_000;
+
+type Hash = [u8; 32];
+
+/// Whose a key is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub owner: String,
+    pub is_admin: bool,
+}
+
+/// The keys that are known.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    configured: Arc<HashMap<Hash, Identity>>,
+    trusted: Arc<Mutex<HashMap<Hash, (Instant, Identity)>>>,
+}
+
+fn hash(key: &str) -> Hash {
+    Sha256::digest(key).into()
+}
+
+impl Keys {
+    /// With the keys of the configuration.
+    pub fn new<'a>(configured: impl IntoIterator<Item = (&'a SecretString, Identity)>) -> Self {
+        let configured =
+            configured.into_iter().map(|(key, identity)| (hash(key.expose_secret()), identity));
+        Self { configured: Arc::new(configured.collect()), trusted: Arc::default() }
+    }
+
+    pub fn has_configured(&self) -> bool {
+        !self.configured.is_empty()
+    }
+
+    /// Whose `key` is. `None` when nobody's.
+    ///
+    /// # Errors
+    ///
+    /// When the database must be asked and cannot be.
+    pub async fn identify(&self, db: &Db, key: &str) -> Result<Option<Identity>, DbErr> {
+        // Comparing hashes in a table tells an attacker nothing about keys by its timing.
+        let hash = hash(key);
+        if let Some(identity) = self.configured.get(&hash) {
+            return Ok(Some(identity.clone()));
+        }
+        if let Some((since, identity)) = self.lock().get(&hash)
+            && since.elapsed() < TRUSTED_FOR
+        {
+            return Ok(Some(identity.clone()));
+        }
+        let found = find(db.read(), &hash).await?;
+        let mut trusted = self.lock();
+        match &found {
+            Some(identity) => {
+                if trusted.len() >= MAX_TRUSTED {
+                    trusted.clear();
+                }
+                trusted.insert(hash, (Instant::now(), identity.clone()));
+            }
+            None => {
+                trusted.remove(&hash);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Asks the database again for every stored key: one was revoked here.
+    pub fn forget(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Hash, (Instant, Identity)>> {
+        self.trusted.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// A stored key, as lists show it.
+#[derive(Clone, Debug, FromQueryResult)]
+pub struct StoredKey {
+    pub id: ApiKeyId,
+    /// Its first characters, to recognise it by.
+    pub hint: String,
+    pub owner: String,
+    pub is_admin: bool,
+    pub created_at: Timestamp,
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// Makes a key and stores its hash. The key itself is in the answer and nowhere else.
+pub async fn create(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    identity: &Identity,
+) -> Result<(StoredKey, SecretString), DbErr> {
+    let mut bytes = [0; 20];
+    rand::rng().fill(&mut bytes);
+    let key = format!("lsk_{}", BASE32_NOPAD.encode(&bytes).to_ascii_lowercase());
+    let stored = StoredKey {
+        id: ApiKeyId::mint(),
+        hint: key.chars().take(8).collect(),
+        owner: identity.owner.clone(),
+        is_admin: identity.is_admin,
+        created_at: now,
+        revoked_at: None,
+    };
+    let sql = "INSERT INTO api_keys (id, hash, hint, owner, is_admin, created_at) VALUES ($1, $2, $3, $4, $5, $6)";
+    let values: [Value; 6] = [
+        stored.id.0.into(),
+        hash(&key).to_vec().into(),
+        stored.hint.clone().into(),
+        stored.owner.clone().into(),
+        stored.is_admin.into(),
+        now.0.into(),
+    ];
+    tx.execute_raw(statement(tx, sql, values)).await?;
+    Ok((stored, SecretString::from(key)))
+}
+
+async fn find(db: &impl ConnectionTrait, hash: &Hash) -> Result<Option<Identity>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        owner: String,
+        is_admin: bool,
+    }
+    let sql = "SELECT owner, is_admin FROM api_keys WHERE hash = $1 AND revoked_at IS NULL";
+    let row = Row::find_by_statement(statement(db, sql, [hash.to_vec().into()])).one(db).await?;
+    Ok(row.map(|row| Identity { owner: row.owner, is_admin: row.is_admin }))
+}
+
+/// Every key that was ever stored, the newest first; at most 1,000.
+pub async fn list(db: &impl ConnectionTrait) -> Result<Vec<StoredKey>, DbErr> {
+    let sql = "SELECT id, hint, owner, is_admin, created_at, revoked_at FROM api_keys ORDER BY id DESC LIMIT 1000";
+    StoredKey::find_by_statement(statement(db, sql, [])).all(db).await
+}
+
+/// Whether any key is stored that works.
+pub async fn any(db: &impl ConnectionTrait) -> Result<bool, DbErr> {
+    let sql = "SELECT 1 AS one FROM api_keys WHERE revoked_at IS NULL LIMIT 1";
+    Ok(db.query_one_raw(statement(db, sql, [])).await?.is_some())
+}
+
+/// Revokes a key. `false` when there is none of that id, or it is revoked already.
+pub async fn revoke(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    id: ApiKeyId,
+) -> Result<bool, DbErr> {
+    let sql = "UPDATE api_keys SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL";
+    let result = tx.execute_raw(statement(tx, sql, [id.0.into(), now.0.into()])).await?;
+    Ok(result.rows_affected() == 1)
+}
+
+/// The name of an owner, checked.
+///
+/// # Errors
+///
+/// When it is empty, too long, or not printable.
+pub fn check_owner(owner: &str) -> Result<String, Error> {
+    let owner = owner.trim();
+    if owner.is_empty() || owner.len() > 255 || owner.chars().any(char::is_control) {
+        return Err(Error::invalid("owner", "`owner` must be 1 to 255 printable characters"));
+    }
+    Ok(owner.to_owned())
+}
