@@ -1,6 +1,9 @@
 //! Longshore: files, batches and fine-tuning jobs of LLM providers, carried durably.
 
+pub mod api;
+pub mod app;
 pub mod blobs;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod db;
@@ -19,3 +22,7 @@ pub mod owners;
 pub mod page;
 pub mod providers;
 pub mod sandbox;
+pub mod telemetry;
+
+#[path = "../workers/mod.rs"]
+pub mod workers;

@@ -1,0 +1,72 @@
+//! Intake: the HTTP API. It knows axum; it calls no worker, and of the providers it only asks for
+//! content that is no longer kept here.
+
+mod admin;
+mod auth;
+mod body;
+mod disposition;
+mod error;
+mod files;
+mod health;
+mod idempotency;
+mod jobs;
+mod json;
+mod list;
+mod models;
+mod request;
+pub mod server;
+mod wait;
+
+use axum::Router;
+use axum::extract::FromRef;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::app::App;
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct Api {
+    app: App,
+    requests: idempotency::Requests,
+}
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Api").finish_non_exhaustive()
+    }
+}
+
+impl FromRef<Api> for App {
+    fn from_ref(api: &Api) -> Self {
+        api.app.clone()
+    }
+}
+
+impl Api {
+    pub fn new(app: App) -> Self {
+        Self { app, requests: idempotency::Requests::new() }
+    }
+
+    /// Every path there is.
+    pub fn router(&self) -> Router {
+        Router::new()
+            .merge(files::routes())
+            .merge(jobs::routes())
+            .merge(models::routes())
+            .merge(admin::routes())
+            .merge(health::routes())
+            .fallback(error::no_such_path)
+            .method_not_allowed_fallback(error::no_such_method)
+            .layer(CatchPanicLayer::custom(error::panicked))
+            .layer(axum::middleware::from_fn(request::identify))
+            .with_state(self.clone())
+    }
+
+    /// What runs beside the requests, until it is dropped.
+    pub async fn run(&self) {
+        tokio::join!(
+            self.requests.run(self.app.clone()),
+            self.app.notices.run(self.app.db.clone())
+        );
+    }
+}

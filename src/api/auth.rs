@@ -1,0 +1,91 @@
+//! Who asks: the bearer key, and for an admin the owner that it acts for.
+
+use axum::extract::FromRef;
+use axum::extract::FromRequestParts;
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+
+use crate::app::App;
+use crate::error::Error;
+use crate::owners::Caller;
+
+/// For whom an admin acts.
+const OWNER_HEADER: &str = "x-longshore-owner";
+const MAX_OWNER: usize = 255;
+
+/// The caller of a request: a handler that takes one cannot be reached without a key.
+pub struct Authenticated(pub Caller);
+
+impl<S: Send + Sync> FromRequestParts<S> for Authenticated
+where
+    App: FromRef<S>,
+{
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        identify(&App::from_ref(state), &parts.headers).await.map(Self)
+    }
+}
+
+/// A caller with an admin key.
+pub struct Admin;
+
+impl<S: Send + Sync> FromRequestParts<S> for Admin
+where
+    App: FromRef<S>,
+{
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let caller = identify(&App::from_ref(state), &parts.headers).await?;
+        if caller.is_admin {
+            Ok(Self)
+        } else {
+            Err(Error::Forbidden("this path needs an admin key".to_owned()))
+        }
+    }
+}
+
+async fn identify(app: &App, headers: &HeaderMap) -> Result<Caller, Error> {
+    let Some(header) = headers.get(AUTHORIZATION) else {
+        return Err(Error::Unauthorized(
+            "no key was sent; send one in the header `Authorization: Bearer <key>`".to_owned(),
+        ));
+    };
+    let key = header.to_str().ok().and_then(bearer).ok_or_else(|| {
+        Error::Unauthorized("the header `Authorization` must read `Bearer <key>`".to_owned())
+    })?;
+    let identity = app.keys.identify(&app.db, key).await?.ok_or_else(|| {
+        Error::Unauthorized(
+            "the key is not known here; `longshore keys create --owner NAME` makes one".to_owned(),
+        )
+    })?;
+    let acts_for = match headers.get(OWNER_HEADER) {
+        None => return Ok(Caller { owner: identity.owner, is_admin: identity.is_admin }),
+        Some(owner) => owner
+            .to_str()
+            .ok()
+            .map(str::trim)
+            .filter(|owner| !owner.is_empty() && owner.len() <= MAX_OWNER),
+    };
+    if !identity.is_admin {
+        return Err(Error::Forbidden(
+            "only an admin key may act for another owner (`X-Longshore-Owner`)".to_owned(),
+        ));
+    }
+    match acts_for {
+        Some(owner) => Ok(Caller { owner: owner.to_owned(), is_admin: false }),
+        None => Err(Error::Invalid {
+            param: Some("X-Longshore-Owner"),
+            code: Some("invalid_value"),
+            message: format!("`X-Longshore-Owner` must be 1 to {MAX_OWNER} printable characters"),
+        }),
+    }
+}
+
+fn bearer(header: &str) -> Option<&str> {
+    let (scheme, key) = header.split_once(' ')?;
+    let key = key.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !key.is_empty()).then_some(key)
+}

@@ -1,0 +1,193 @@
+//! `/v1/files`.
+
+mod content;
+mod create;
+mod form;
+mod object;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Path;
+use axum::extract::Query;
+use axum::extract::State;
+use axum::response::Json;
+use axum::routing::get;
+use axum::routing::post;
+use serde::Deserialize;
+
+use self::object::FileObject;
+use super::Api;
+use super::auth::Authenticated;
+use super::json::OptionalJson;
+use super::list::Limits;
+use super::list::List;
+use super::list::ListParameters;
+use super::request::RequestId;
+use super::wait;
+use super::wait::WaitParameter;
+use crate::app::App;
+use crate::error::Error;
+use crate::files;
+use crate::files::FileStatus;
+use crate::files::create::Dispatch;
+use crate::files::store;
+use crate::files::store::FileView;
+use crate::files::store::Filter;
+use crate::notices::Hint;
+use crate::owners::Caller;
+
+const LIMITS: Limits = Limits { default: 10_000, most: 10_000 };
+
+pub fn routes() -> Router<Api> {
+    Router::new()
+        .route("/v1/files", post(create::create).get(list))
+        .route("/v1/files/{id}", get(retrieve))
+        .route("/v1/files/{id}/content", get(content::content))
+        .route("/v1/files/{id}/mappings", post(send_to_more))
+        .route("/v1/files/{id}/retry", post(retry))
+}
+
+/// A file that the caller may see. A deleted one is as if it had never been.
+async fn find(app: &App, caller: &Caller, id: &str) -> Result<FileView, Error> {
+    let view = store::find(app.db.read(), id).await?;
+    let view =
+        view.filter(|view| view.file.deleted_at.is_none() || !caller.may_touch(&view.file.owner));
+    let view = view.ok_or_else(|| Error::no_such("file", "file_id", id))?;
+    if !caller.may_touch(&view.file.owner) {
+        return Err(Error::foreign(&caller.owner, "file", id));
+    }
+    Ok(view)
+}
+
+#[derive(Debug, Deserialize)]
+struct ListQuery {
+    #[serde(flatten)]
+    list: ListParameters,
+    purpose: Option<String>,
+    status: Option<String>,
+    model: Option<String>,
+}
+
+async fn list(
+    State(app): State<App>,
+    Authenticated(caller): Authenticated,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<List<FileObject>>, Error> {
+    let after = match query.list.after() {
+        None => None,
+        Some(after) => {
+            let position = store::position(app.db.read(), after).await?;
+            let position = position.filter(|(_, owner)| caller.may_touch(owner));
+            Some(
+                position
+                    .ok_or_else(|| {
+                        Error::invalid("after", "`after` must be the id of a file of this list")
+                    })?
+                    .0,
+            )
+        }
+    };
+    let page = query.list.page(after, LIMITS)?;
+    let status = query.status.map(|status| status.parse::<FileStatus>()).transpose();
+    let status = status.map_err(|message| Error::invalid("status", message))?;
+    let filter = Filter { purpose: query.purpose, status, model: query.model };
+    let views = store::list(app.db.read(), &caller.scope(), &filter, &page).await?;
+    let files = views.into_iter().map(FileObject::from).collect();
+    Ok(Json(List::new(files, &page, |file: &FileObject| file.id.clone())))
+}
+
+async fn retrieve(
+    State(app): State<App>,
+    Authenticated(caller): Authenticated,
+    Path(id): Path<String>,
+    Query(query): Query<WaitParameter>,
+) -> Result<Json<FileObject>, Error> {
+    let view = find(&app, &caller, &id).await?;
+    let is_final = |view: &FileView| view.file.status().is_ok_and(FileStatus::is_final);
+    let subject = view.file.id.0;
+    let view = wait::until_final(&app, subject, query.duration()?, view, is_final, || {
+        find(&app, &caller, &id)
+    })
+    .await?;
+    Ok(Json(view.into()))
+}
+
+#[derive(Debug, Deserialize)]
+struct SendToMore {
+    target_model_names: Names,
+}
+
+/// A list, or one text with commas.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Names {
+    List(Vec<String>),
+    Text(String),
+}
+
+async fn send_to_more(
+    State(app): State<App>,
+    Authenticated(caller): Authenticated,
+    request_id: RequestId,
+    Path(id): Path<String>,
+    OptionalJson(body): OptionalJson<SendToMore>,
+) -> Result<Json<FileObject>, Error> {
+    let names = match body.map(|body| body.target_model_names) {
+        None => Vec::new(),
+        Some(Names::List(names)) => names,
+        Some(Names::Text(text)) => form::split_names(&text).collect(),
+    };
+    if names.is_empty() {
+        return Err(Error::missing(
+            "target_model_names",
+            "`target_model_names` must name at least one model",
+        ));
+    }
+    let destinations: Arc<[_]> = app.destinations(&names)?.into();
+    let view = find(&app, &caller, &id).await?;
+    if view.file.blob_key.is_none() {
+        return Err(Error::Conflict {
+            code: "bytes_gone",
+            message: "the bytes of this file are no longer kept (`blobs.keep`); upload it again"
+                .to_owned(),
+            retry_after: None,
+        });
+    }
+    let dispatch = Arc::new(Dispatch {
+        installation_id: Arc::clone(&app.installation.id),
+        max_attempts: app.config.retry.max_attempts.get(),
+        request_id: Some(request_id.0),
+    });
+    let now = app.clock.now();
+    let view = app
+        .db
+        .intake(move |tx| {
+            let (view, destinations, dispatch) =
+                (view.clone(), Arc::clone(&destinations), Arc::clone(&dispatch));
+            Box::pin(async move {
+                files::create::send_to_more(tx, now, &view, &destinations, &dispatch).await
+            })
+        })
+        .await?;
+    app.notices.hint(Hint::Work);
+    Ok(Json(view.into()))
+}
+
+async fn retry(
+    State(app): State<App>,
+    Authenticated(caller): Authenticated,
+    Path(id): Path<String>,
+) -> Result<Json<FileObject>, Error> {
+    let view = find(&app, &caller, &id).await?;
+    let now = app.clock.now();
+    let view = app
+        .db
+        .intake(move |tx| {
+            let view = view.clone();
+            Box::pin(async move { files::create::retry(tx, now, &view).await })
+        })
+        .await?;
+    app.notices.hint(Hint::Work);
+    Ok(Json(view.into()))
+}

@@ -1,0 +1,396 @@
+//! `POST /v1/files`: the form streams in, then one transaction, then the answer.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::Query;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::http::header::CONTENT_LENGTH;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::Response;
+use serde::Serialize;
+use sha2::Digest;
+use sha2::Sha256;
+use uuid::Uuid;
+
+use super::form;
+use super::form::Form;
+use super::form::Keep;
+use super::object;
+use crate::api::Api;
+use crate::api::auth::Authenticated;
+use crate::api::body::Incoming;
+use crate::api::idempotency;
+use crate::api::idempotency::Repetition;
+use crate::api::request::RequestId;
+use crate::app::App;
+use crate::blobs::BlobKey;
+use crate::clock::Timestamp;
+use crate::error::Error;
+use crate::files;
+use crate::files::Purpose;
+use crate::files::create::Destination;
+use crate::files::create::Dispatch;
+use crate::files::store::NewFile;
+use crate::idempotency as records;
+use crate::idempotency::Begun;
+use crate::idempotency::RecordId;
+use crate::ids::FileId;
+use crate::ids::managed::ManagedId;
+use crate::notices::Hint;
+
+const PATH: &str = "/v1/files";
+
+/// The handler.
+pub async fn create(
+    State(api): State<Api>,
+    Authenticated(caller): Authenticated,
+    request_id: RequestId,
+    Query(query): Query<Vec<(String, String)>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Error> {
+    let boundary = boundary(&headers)?;
+    let limit = api.app.config.server.max_file_bytes.0.saturating_add(form::FORM_OVERHEAD);
+    if content_length(&headers).is_some_and(|length| length > limit) {
+        let most = api.app.config.server.max_file_bytes;
+        return Err(Error::TooLarge(format!(
+            "the file is larger than {most} (`server.max_file_bytes`)"
+        )));
+    }
+    let repetition = Repetition::of(&headers)?;
+    let begun = match &repetition {
+        Repetition::Key(key) => Some(api.requests.begin(&api.app, &caller.owner, PATH, key).await?),
+        _ => None,
+    };
+    // Let go when this request ends, or is dropped, without having made anything.
+    let mut hold = Hold { api: api.clone(), record: None };
+    if let Some(Begun::Fresh(record)) = &begun {
+        hold.record = Some(*record);
+    }
+    let incoming = Incoming::new(body, limit);
+    let request = Request {
+        owner: caller.owner,
+        request_id: request_id.0,
+        repetition,
+        query_names: query
+            .iter()
+            .filter(|(name, _)| form::is_target_model_names(name))
+            .flat_map(|(_, value)| form::split_names(value))
+            .collect(),
+    };
+    match receive(&api, &incoming, boundary, request, begun, &mut hold).await {
+        Ok(response) => Ok(response),
+        Err(error) => {
+            // The client is still sending: it sees the answer only if somebody goes on reading.
+            incoming.drain().await;
+            Err(error)
+        }
+    }
+}
+
+/// What is known of a request before its body.
+struct Request {
+    owner: String,
+    request_id: String,
+    repetition: Repetition,
+    query_names: Vec<String>,
+}
+
+/// A key that is let go when its request ends without having made anything.
+struct Hold {
+    api: Api,
+    record: Option<RecordId>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let Some(record) = self.record.take() {
+            self.api.requests.release(&self.api.app, record);
+        }
+    }
+}
+
+async fn receive(
+    api: &Api,
+    incoming: &Incoming,
+    boundary: String,
+    request: Request,
+    begun: Option<Begun>,
+    hold: &mut Hold,
+) -> Result<Response, Error> {
+    let app = &api.app;
+    let keep =
+        if matches!(begun, Some(Begun::Answered { .. })) { Keep::Nothing } else { Keep::Bytes };
+    let mut form = form::read(app, incoming, boundary, keep).await?;
+    form.target_model_names.extend(request.query_names.iter().cloned());
+    let blob = form.file.blob.clone().map(|key| Unclaimed { app: app.clone(), key: Some(key) });
+    let destinations = destinations(app, &form)?;
+    let fingerprint = fingerprint(&form, &destinations)?;
+    if let Some(Begun::Answered { fingerprint: first, response }) = begun {
+        if first == fingerprint {
+            return Ok(idempotency::replay(response));
+        }
+        return Err(Error::Mismatch(
+            "this `Idempotency-Key` was used with another file or other fields; use a new key"
+                .to_owned(),
+        ));
+    }
+    let Some(mut blob) = blob else {
+        return Err(Error::Internal(anyhow::anyhow!(
+            "an upload without bytes reached its transaction"
+        )));
+    };
+    // From here on it is done whether the client waits or not; a client that hung up comes back and
+    // finds it. The key and the blob belong to the transaction now.
+    let commit = Commit {
+        app: app.clone(),
+        requests: api.requests.clone(),
+        record: hold.record.take(),
+        fingerprint,
+        request,
+        destinations,
+        form,
+        blob: blob.key.take(),
+    };
+    let done = tokio::spawn(commit.run()).await;
+    let (text, record, is_replay) = done.map_err(|error| Error::Internal(error.into()))??;
+    if is_replay {
+        return Ok(idempotency::replay(text));
+    }
+    Ok(api.requests.answer(text, record))
+}
+
+/// A blob that no row names yet. Dropped, it is deleted.
+struct Unclaimed {
+    app: App,
+    key: Option<BlobKey>,
+}
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            let blobs = self.app.blobs.clone();
+            tokio::spawn(async move {
+                if let Err(error) = blobs.delete(&key).await {
+                    tracing::warn!(error = %error, "a blob of a refused upload stays; it is swept as an orphan");
+                }
+            });
+        }
+    }
+}
+
+/// The transaction of an upload, and what comes after it.
+struct Commit {
+    app: App,
+    requests: idempotency::Requests,
+    record: Option<RecordId>,
+    fingerprint: Vec<u8>,
+    request: Request,
+    destinations: Vec<Destination>,
+    form: Form,
+    blob: Option<BlobKey>,
+}
+
+impl Commit {
+    /// The text of the answer; the record that keeps it until it was sent; whether it is a repetition.
+    async fn run(self) -> Result<(String, Option<RecordId>, bool), Error> {
+        let Self { app, requests, record, fingerprint, request, destinations, mut form, blob } =
+            self;
+        let unclaimed = Unclaimed { app: app.clone(), key: blob.clone() };
+        let mut hold = Hold { api: Api { app: app.clone(), requests: requests.clone() }, record };
+        let (now, id) = (app.clock.now(), FileId::mint());
+        let scanned = form.file.scanned.take();
+        let file = Arc::new(new_file(id, now, &request.owner, &form, &destinations, blob.as_ref()));
+        let dispatch = Arc::new(Dispatch {
+            installation_id: Arc::clone(&app.installation.id),
+            max_attempts: app.config.retry.max_attempts.get(),
+            request_id: Some(request.request_id.clone()),
+        });
+        let (destinations, fingerprint): (Arc<[Destination]>, Arc<[u8]>) =
+            (destinations.into(), fingerprint.into());
+        let repetition = request.repetition.clone();
+        let holder: Arc<str> = requests.holder().into();
+        // A worker may start before this returns: what it needs is there first.
+        if let Some(scanned) = scanned {
+            app.edits.put(id, scanned.edits);
+        }
+        let written = app
+            .db
+            .intake(move |tx| {
+                let (file, dispatch, destinations) =
+                    (Arc::clone(&file), Arc::clone(&dispatch), Arc::clone(&destinations));
+                let (fingerprint, repetition, holder) =
+                    (Arc::clone(&fingerprint), repetition.clone(), Arc::clone(&holder));
+                Box::pin(async move {
+                    let of = records::Request { owner: &file.owner, path: PATH };
+                    if repetition == (Repetition::Sdk { is_retry: true })
+                        && let Some(text) = records::unanswered(tx, now, &of, &fingerprint).await?
+                    {
+                        return Ok((text, None, true));
+                    }
+                    let view =
+                        files::create::create(tx, now, &file, &destinations, &dispatch).await?;
+                    let text = object::to_text(view)?;
+                    if let Some(record) = record {
+                        if !records::complete(tx, record, &holder, &fingerprint, &text).await? {
+                            return Err(Error::Conflict {
+                                code: "idempotency_key_in_use",
+                                message: "another request took over this `Idempotency-Key`"
+                                    .to_owned(),
+                                retry_after: Some(std::time::Duration::from_secs(1)),
+                            });
+                        }
+                        return Ok((text, None, false));
+                    }
+                    let kept = matches!(repetition, Repetition::Sdk { .. })
+                        .then(|| RecordId(Uuid::now_v7()));
+                    if let Some(kept) = kept {
+                        records::keep(tx, now, &of, kept, &fingerprint, &text).await?;
+                    }
+                    Ok((text, kept, false))
+                })
+            })
+            .await?;
+        hold.record = None;
+        let is_replay = written.2;
+        if !is_replay {
+            let mut unclaimed = unclaimed;
+            unclaimed.key = None;
+            app.notices.hint(Hint::Work);
+            metrics::counter!("longshore_files_accepted_total").increment(1);
+            metrics::counter!("longshore_bytes_total", "direction" => "received")
+                .increment(form.file.bytes);
+            tracing::info!(file.id = %id, bytes = form.file.bytes, "accepted file for {} models", form.target_model_names.len());
+        }
+        Ok(written)
+    }
+}
+
+fn new_file(
+    id: FileId,
+    now: Timestamp,
+    owner: &str,
+    form: &Form,
+    destinations: &[Destination],
+    blob: Option<&BlobKey>,
+) -> NewFile {
+    let mut names: Vec<String> =
+        destinations.iter().map(|destination| destination.model.clone()).collect();
+    names.dedup();
+    let managed_id = ManagedId::File {
+        content_type: form.file.content_type.clone(),
+        uuid: id.0,
+        target_model_names: names,
+        output: None,
+    };
+    NewFile {
+        id,
+        managed_id: managed_id.encode(),
+        owner: owner.to_owned(),
+        filename: form.file.filename.replace('\0', "\u{fffd}"),
+        content_type: form.file.content_type.clone(),
+        purpose: form.purpose.as_str().to_owned(),
+        bytes: form.file.bytes,
+        sha256: form.file.sha256.clone(),
+        metadata: form.metadata.clone(),
+        blob_key: blob.map(BlobKey::path).unwrap_or_default(),
+        expires_at: form.expires_after.map(|after| now.after(after)),
+    }
+}
+
+/// Where the file goes: what it names, or the default models; within what each provider takes.
+fn destinations(app: &App, form: &Form) -> Result<Vec<Destination>, Error> {
+    let names = if form.target_model_names.is_empty() {
+        &app.config.server.default_models
+    } else {
+        &form.target_model_names
+    };
+    if names.is_empty() {
+        return Err(Error::missing(
+            "target_model_names",
+            "`target_model_names` is missing, and no default models are configured; name the models to send the file to",
+        ));
+    }
+    let destinations = app.destinations(names)?;
+    if form.purpose == Purpose::Batch {
+        for destination in &destinations {
+            let Some(account) = app.providers.get(&destination.provider) else { continue };
+            check_batch_limits(&account.settings, &destination.model, form)?;
+        }
+    }
+    Ok(destinations)
+}
+
+fn check_batch_limits(
+    provider: &crate::config::Provider,
+    model: &str,
+    form: &Form,
+) -> Result<(), Error> {
+    let lines = form.file.scanned.as_ref().map_or(0, |scanned| scanned.lines);
+    let most = u64::from(provider.max_batch_requests.get());
+    if lines > most {
+        return Err(Error::Invalid {
+            param: Some("file"),
+            code: Some("too_many_requests_in_batch"),
+            message: format!(
+                "the file has {lines} requests, but `{model}` takes {most} in a batch; split it"
+            ),
+        });
+    }
+    let (bytes, most) = (form.file.bytes, provider.max_batch_bytes);
+    if bytes > most.0 {
+        return Err(Error::Invalid {
+            param: Some("file"),
+            code: Some("batch_too_large"),
+            message: format!(
+                "the file has {bytes} bytes, but `{model}` takes {most} in a batch; split it"
+            ),
+        });
+    }
+    Ok(())
+}
+
+/// What was said, not the bytes on the wire: a form's boundary differs at each try.
+#[derive(Serialize)]
+struct Said<'a> {
+    filename: &'a str,
+    content_type: &'a str,
+    sha256: &'a str,
+    purpose: &'a str,
+    deployments: Vec<&'a str>,
+    expires_after: Option<u64>,
+    metadata: &'a files::store::Metadata,
+}
+
+fn fingerprint(form: &Form, destinations: &[Destination]) -> Result<Vec<u8>, Error> {
+    let said = Said {
+        filename: &form.file.filename,
+        content_type: &form.file.content_type,
+        sha256: &form.file.sha256,
+        purpose: form.purpose.as_str(),
+        deployments: destinations
+            .iter()
+            .map(|destination| destination.deployment_id.as_str())
+            .collect(),
+        expires_after: form.expires_after.map(|after| after.as_secs()),
+        metadata: &form.metadata,
+    };
+    let text = serde_json::to_vec(&said).map_err(|error| Error::Internal(error.into()))?;
+    Ok(Sha256::digest(text).to_vec())
+}
+
+fn boundary(headers: &HeaderMap) -> Result<String, Error> {
+    let content_type =
+        headers.get(CONTENT_TYPE).and_then(|header| header.to_str().ok()).unwrap_or_default();
+    multer::parse_boundary(content_type).map_err(|_| {
+        Error::UnsupportedMediaType(
+            "the body must be multipart/form-data with a boundary, with the fields `file` and `purpose`".to_owned(),
+        )
+    })
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}

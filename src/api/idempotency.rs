@@ -1,0 +1,245 @@
+//! Idempotency at the border: the headers, the hold on a key while its request runs, and the answers
+//! that are kept until they were sent to their end.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::task::Context;
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::HeaderMap;
+use axum::http::HeaderName;
+use axum::http::HeaderValue;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::response::Response;
+use bytes::Bytes;
+use http_body::Frame;
+use http_body::SizeHint;
+use sea_orm::DbErr;
+use tokio::sync::Notify;
+
+use crate::app::App;
+use crate::error::Error;
+use crate::idempotency;
+use crate::idempotency::Begun;
+use crate::idempotency::HOLD;
+use crate::idempotency::RecordId;
+use crate::idempotency::Request;
+
+const MAX_KEY: usize = 255;
+/// How soon after they were sent answers are forgotten.
+const FORGET_AFTER: Duration = Duration::from_secs(1);
+
+/// What a creating request said about its repetition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Repetition {
+    /// It has a key.
+    Key(String),
+    /// It has none, but comes from an official SDK; `is_retry` if the SDK has sent it before.
+    Sdk { is_retry: bool },
+    /// Nothing: each request is its own.
+    None,
+}
+
+impl Repetition {
+    /// Reads the headers.
+    ///
+    /// # Errors
+    ///
+    /// When the key is empty, too long, or not printable ASCII.
+    pub fn of(headers: &HeaderMap) -> Result<Self, Error> {
+        if let Some(key) = headers.get("idempotency-key") {
+            let key = key.to_str().ok().filter(|key| !key.is_empty() && key.len() <= MAX_KEY);
+            return key.map(|key| Self::Key(key.to_owned())).ok_or_else(|| {
+                Error::invalid(
+                    "Idempotency-Key",
+                    format!("`Idempotency-Key` must be 1 to {MAX_KEY} printable characters"),
+                )
+            });
+        }
+        Ok(match headers.get("x-stainless-retry-count") {
+            None => Self::None,
+            Some(count) => Self::Sdk { is_retry: count.to_str().is_ok_and(|count| count != "0") },
+        })
+    }
+}
+
+/// The creating requests of this process that are under way, and the answers it has sent.
+#[derive(Clone, Debug)]
+pub struct Requests {
+    holder: Arc<str>,
+    sent: Arc<Mutex<Vec<RecordId>>>,
+    wake: Arc<Notify>,
+}
+
+impl Requests {
+    pub fn new() -> Self {
+        let holder = uuid::Uuid::new_v4().to_string().into();
+        Self { holder, sent: Arc::default(), wake: Arc::default() }
+    }
+
+    pub fn holder(&self) -> &str {
+        &self.holder
+    }
+
+    /// Takes hold of a key before the body is read.
+    ///
+    /// # Errors
+    ///
+    /// While the first request with this key is still running.
+    pub async fn begin(
+        &self,
+        app: &App,
+        owner: &str,
+        path: &'static str,
+        key: &str,
+    ) -> Result<Begun, Error> {
+        let (now, owner, key, holder) =
+            (app.clock.now(), owner.to_owned(), key.to_owned(), Arc::clone(&self.holder));
+        let begun = app
+            .db
+            .intake(move |tx| {
+                let (owner, key, holder) = (owner.clone(), key.clone(), Arc::clone(&holder));
+                Box::pin(async move {
+                    idempotency::begin(tx, now, &Request { owner: &owner, path }, &key, &holder)
+                        .await
+                })
+            })
+            .await?;
+        match begun {
+            Begun::Running => Err(Error::Conflict {
+                code: "idempotency_key_in_use",
+                message: "the first request with this `Idempotency-Key` is still running"
+                    .to_owned(),
+                retry_after: Some(Duration::from_secs(1)),
+            }),
+            begun => Ok(begun),
+        }
+    }
+
+    /// Lets a key go whose request made nothing.
+    pub fn release(&self, app: &App, record: RecordId) {
+        let (db, holder) = (app.db.clone(), Arc::clone(&self.holder));
+        tokio::spawn(async move {
+            let released = db
+                .intake(move |tx| {
+                    let holder = Arc::clone(&holder);
+                    Box::pin(async move { idempotency::release(tx, record, &holder).await })
+                })
+                .await;
+            if let Err(error) = released {
+                tracing::warn!(error = %error, "could not release an idempotency key; it is free again in 30 s");
+            }
+        });
+    }
+
+    /// Keeps the holds of this process, and forgets the answers that were sent, until it ends.
+    pub async fn run(&self, app: App) {
+        let mut renewals = tokio::time::interval(HOLD / 3);
+        renewals.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let result = tokio::select! {
+                _ = renewals.tick() => self.renew(&app).await,
+                () = self.wake.notified() => {
+                    tokio::time::sleep(FORGET_AFTER).await;
+                    self.forget_sent(&app).await
+                }
+            };
+            if let Err(error) = result {
+                tracing::warn!(error = %error, "could not keep the records of running requests");
+            }
+        }
+    }
+
+    async fn renew(&self, app: &App) -> Result<(), DbErr> {
+        let (now, holder) = (app.clock.now(), Arc::clone(&self.holder));
+        app.db
+            .intake(move |tx| {
+                let holder = Arc::clone(&holder);
+                Box::pin(async move { idempotency::renew(tx, now, &holder).await })
+            })
+            .await
+    }
+
+    async fn forget_sent(&self, app: &App) -> Result<(), DbErr> {
+        let sent: Arc<[RecordId]> = std::mem::take(&mut *self.lock_sent()).into();
+        app.db
+            .work(move |tx| {
+                let sent = Arc::clone(&sent);
+                Box::pin(async move { idempotency::sent(tx, &sent).await })
+            })
+            .await
+    }
+
+    fn lock_sent(&self) -> std::sync::MutexGuard<'_, Vec<RecordId>> {
+        self.sent.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// An answer whose record is forgotten once it was sent to its end.
+    pub fn answer(&self, text: String, record: Option<RecordId>) -> Response {
+        let body =
+            Answer { text: Some(text.into()), record, is_taken: false, requests: self.clone() };
+        json(Body::new(body))
+    }
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn json(body: Body) -> Response {
+    ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
+}
+
+/// The first answer, once more.
+pub fn replay(text: String) -> Response {
+    let mut response = json(Body::from(text));
+    response
+        .headers_mut()
+        .insert(HeaderName::from_static("idempotency-replayed"), HeaderValue::from_static("true"));
+    response
+}
+
+/// The body of an answer. It tells, when it is dropped, whether the connection took it.
+struct Answer {
+    text: Option<Bytes>,
+    record: Option<RecordId>,
+    is_taken: bool,
+    requests: Requests,
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match self.text.take() {
+            Some(text) => {
+                self.is_taken = true;
+                Poll::Ready(Some(Ok(Frame::data(text))))
+            }
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.text.as_ref().map_or(0, |text| text.len() as u64))
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let (true, Some(record)) = (self.is_taken, self.record) {
+            self.requests.lock_sent().push(record);
+            self.requests.wake.notify_one();
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! One span and one id for each request: the caller's id if it sent a sane one, else a new one. The
+//! same id is on every log line of the request and on the jobs it made.
+
+use axum::extract::FromRequestParts;
+use axum::extract::MatchedPath;
+use axum::extract::Request;
+use axum::http::HeaderName;
+use axum::http::HeaderValue;
+use axum::http::request::Parts;
+use axum::middleware::Next;
+use axum::response::Response;
+use tokio::time::Instant;
+use tracing::Instrument as _;
+
+use crate::error::Error;
+
+const HEADER: HeaderName = HeaderName::from_static("x-request-id");
+const MAX_LENGTH: usize = 128;
+
+/// The id of the request that is being answered.
+#[derive(Clone, Debug)]
+pub struct RequestId(pub String);
+
+impl<S: Sync> FromRequestParts<S> for RequestId {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        let id = parts.extensions.get::<Self>().cloned();
+        id.ok_or_else(|| Error::Internal(anyhow::anyhow!("a request without an id")))
+    }
+}
+
+/// Gives the request its id and its span, and counts and times it.
+pub async fn identify(mut request: Request, next: Next) -> Response {
+    let sent = request.headers().get(&HEADER).and_then(|id| id.to_str().ok());
+    let id = sent
+        .filter(|id| is_sane(id))
+        .map_or_else(|| format!("req_{}", uuid::Uuid::now_v7().simple()), str::to_owned);
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let route =
+        request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
+    let method = request.method().clone();
+    let span = tracing::info_span!("request", request.id = %id, http.method = %method, http.route = %route);
+    let started = Instant::now();
+    let mut response = next.run(request).instrument(span.clone()).await;
+    let (status, seconds) = (response.status().as_u16(), started.elapsed().as_secs_f64());
+    let _entered = span.entered();
+    tracing::debug!(http.status = status, duration_ms = seconds * 1000.0, "answered");
+    metrics::counter!("longshore_requests_total", "method" => method.to_string(), "route" => route.clone(),
+        "status" => status.to_string())
+    .increment(1);
+    metrics::histogram!("longshore_request_seconds", "route" => route).record(seconds);
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(HEADER, id);
+    }
+    response
+}
+
+fn is_sane(id: &str) -> bool {
+    (1..=MAX_LENGTH).contains(&id.len())
+        && id
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':'))
+}

@@ -1,0 +1,80 @@
+//! `?wait=SECONDS`: an answer as soon as a thing is in a final state, or when the time is up.
+
+use std::future::Future;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::error::Error;
+
+const MOST: Duration = Duration::from_secs(60);
+/// Requests that wait at the same time in one process; who comes later is asked to come again.
+const MAX_WAITERS: usize = 20_000;
+
+/// The parameter, as it was sent.
+#[derive(Debug, Default, Deserialize)]
+pub struct WaitParameter {
+    wait: Option<String>,
+}
+
+impl WaitParameter {
+    /// How long to wait at most; more than 60 s means 60 s.
+    ///
+    /// # Errors
+    ///
+    /// When it is not a number of seconds.
+    pub fn duration(&self) -> Result<Duration, Error> {
+        let Some(text) = self.wait.as_deref().filter(|text| !text.is_empty()) else {
+            return Ok(Duration::ZERO);
+        };
+        let seconds =
+            text.parse::<f64>().ok().filter(|seconds| seconds.is_finite() && *seconds >= 0.0);
+        let seconds = seconds
+            .ok_or_else(|| Error::invalid("wait", "`wait` must be a number of seconds, 0 to 60"))?;
+        Ok(Duration::from_secs_f64(seconds.min(MOST.as_secs_f64())))
+    }
+}
+
+/// Answers `current` as soon as `read` says that it is final, and at the latest after `wait`.
+///
+/// It registers first and then reads, so that no change between the two is missed.
+///
+/// # Errors
+///
+/// Whatever `read` says, or when too many wait already.
+pub async fn until_final<T, R>(
+    app: &App,
+    subject: Uuid,
+    wait: Duration,
+    current: T,
+    is_final: impl Fn(&T) -> bool,
+    read: impl Fn() -> R,
+) -> Result<T, Error>
+where
+    R: Future<Output = Result<T, Error>>,
+{
+    if wait.is_zero() || is_final(&current) {
+        return Ok(current);
+    }
+    if app.notices.waiters() >= MAX_WAITERS {
+        return Err(Error::Unavailable {
+            what: "a place to wait",
+            source: anyhow::anyhow!("{MAX_WAITERS} requests wait already"),
+        });
+    }
+    let deadline = Instant::now() + wait;
+    let waiting = app.notices.wait_for(&app.db, subject).await?;
+    loop {
+        let changed = waiting.changed();
+        let current = read().await?;
+        if is_final(&current) || Instant::now() >= deadline {
+            return Ok(current);
+        }
+        drop(current);
+        // Time up or change: either way the state is read once more.
+        drop(tokio::time::timeout_at(deadline, changed).await);
+    }
+}

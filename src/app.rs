@@ -1,0 +1,193 @@
+//! What every handler and every job works with, put together once at start.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use secrecy::ExposeSecret as _;
+use secrecy::SecretString;
+use sha2::Digest;
+use sha2::Sha256;
+
+use crate::blobs::Blobs;
+use crate::clock::Clock;
+use crate::config;
+use crate::config::BlobsUrl;
+use crate::config::Config;
+use crate::db::Db;
+use crate::error::Error;
+use crate::files::create::Destination;
+use crate::files::edits::EditsCache;
+use crate::installation;
+use crate::installation::Installation;
+use crate::jobs::Lane;
+use crate::keys::Identity;
+use crate::keys::Keys;
+use crate::notices::Notices;
+use crate::notices::Relay;
+use crate::owners;
+use crate::providers;
+use crate::providers::Provider;
+use crate::providers::openai;
+
+/// The parts of the program. Cloned freely.
+#[derive(Clone)]
+pub struct App {
+    pub config: Arc<Config>,
+    pub db: Db,
+    pub blobs: Blobs,
+    pub providers: Arc<Providers>,
+    pub notices: Notices,
+    pub keys: Keys,
+    pub clock: Clock,
+    pub installation: Installation,
+    pub edits: EditsCache,
+}
+
+impl App {
+    /// Connects to everything that the configuration names. The schema must be up to date.
+    ///
+    /// # Errors
+    ///
+    /// When the database or the blob store cannot be reached, or a provider's address is unusable.
+    pub async fn open(config: Arc<Config>, db: Db, clock: Clock) -> anyhow::Result<Self> {
+        let BlobsUrl::Folder(folder) = &config.blobs.url;
+        let blobs = Blobs::open(folder)?;
+        let installation = installation::ensure(&db, &blobs, clock.now()).await?;
+        let relay = config.redis.url.as_ref().map(|url| Relay::new(url.expose())).transpose()?;
+        Ok(Self {
+            providers: Arc::new(Providers::new(&config)?),
+            notices: Notices::new(relay),
+            keys: Keys::new(configured_keys(&config)),
+            edits: EditsCache::default(),
+            config,
+            db,
+            blobs,
+            clock,
+            installation,
+        })
+    }
+
+    /// The deployments that `names` mean, each once, in the order of the names.
+    ///
+    /// # Errors
+    ///
+    /// When a name is none of the configured models'.
+    pub fn destinations(&self, names: &[String]) -> Result<Vec<Destination>, Error> {
+        let mut found: Vec<Destination> = Vec::new();
+        for name in names {
+            let before = found.len();
+            let mut is_known = false;
+            for model in self.config.deployments_named(name) {
+                is_known = true;
+                let deployment_id = model.deployment_id();
+                if !found.iter().any(|destination| destination.deployment_id == deployment_id) {
+                    found.push(Destination {
+                        deployment_id,
+                        model: model.name.clone(),
+                        provider: model.provider.clone(),
+                        provider_model: model.model.clone(),
+                    });
+                }
+            }
+            if !is_known {
+                found.truncate(before);
+                return Err(self.unknown_model(name));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The error that names a model that is not configured, and those that are.
+    pub fn unknown_model(&self, name: &str) -> Error {
+        let mut names: Vec<_> =
+            self.config.models.iter().map(|model| format!("`{}`", model.name)).collect();
+        names.dedup();
+        let known = if names.is_empty() {
+            "no model is configured".to_owned()
+        } else {
+            format!("configured: {}", names.join(", "))
+        };
+        let name: String = name.chars().take(200).collect();
+        Error::Invalid {
+            param: Some("target_model_names"),
+            code: Some("model_not_found"),
+            message: format!("no model is called `{name}`; {known}"),
+        }
+    }
+}
+
+fn configured_keys(config: &Config) -> Vec<(&SecretString, Identity)> {
+    let admin = config
+        .auth
+        .admin_key
+        .iter()
+        .map(|key| (key, Identity { owner: owners::ADMIN.to_owned(), is_admin: true }));
+    let others = config
+        .auth
+        .keys
+        .iter()
+        .map(|entry| (&entry.key, Identity { owner: entry.owner.clone(), is_admin: false }));
+    admin.chain(others).collect()
+}
+
+/// The configured providers, by name.
+pub struct Providers {
+    by_name: BTreeMap<String, Account>,
+}
+
+/// One account at a provider: its driver and what the configuration says of it.
+pub struct Account {
+    pub driver: Arc<dyn Provider>,
+    pub settings: config::Provider,
+}
+
+impl Account {
+    pub fn lane(&self) -> Lane {
+        Lane::of_provider(&self.settings.name)
+    }
+
+    /// Tells one credential from another, so that a lane parked for one is let go with the next. It is
+    /// a hash of a secret with much entropy, and is stored.
+    pub fn credential(&self) -> String {
+        let key = self.settings.api_key.as_ref().map_or("", |key| key.expose_secret());
+        let digest = Sha256::new()
+            .chain_update(self.settings.base_url.as_str())
+            .chain_update([0])
+            .chain_update(key)
+            .finalize();
+        data_encoding::HEXLOWER.encode(&digest[..16])
+    }
+
+    /// Whether a lost upload can be found again: by its marker, in a list.
+    pub fn can_find_uploads(&self) -> bool {
+        self.settings.mark_filenames && self.driver.capabilities().can_list_files
+    }
+}
+
+impl Providers {
+    fn new(config: &Config) -> Result<Self, providers::BuildError> {
+        let mut by_name = BTreeMap::new();
+        for settings in &config.providers {
+            let driver = openai::OpenAi::new(openai::Settings {
+                name: settings.name.clone(),
+                base_url: settings.base_url.to_string(),
+                // Only a provider on this machine may go without a key.
+                api_key: settings.api_key.clone().unwrap_or_else(|| SecretString::from("none")),
+                timeout: settings.timeout,
+            })?;
+            by_name.insert(
+                settings.name.clone(),
+                Account { driver: Arc::new(driver), settings: settings.clone() },
+            );
+        }
+        Ok(Self { by_name })
+    }
+
+    pub fn get(&self, name: &str) -> Option<&Account> {
+        self.by_name.get(name)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Account> {
+        self.by_name.values()
+    }
+}

@@ -1,0 +1,149 @@
+//! The command line: what there is to say, and who does it.
+
+mod config;
+mod demo;
+mod keys;
+mod sandbox;
+mod serve;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::Subcommand;
+
+use crate::config::Config;
+use crate::config::Loaded;
+use crate::telemetry;
+use crate::telemetry::LogFormat;
+
+/// Carries files, batches and fine-tuning jobs to every LLM provider, once.
+#[derive(Debug, Parser)]
+#[command(name = "longshore", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// The configuration; without it `longshore.toml` in the working directory, or the defaults.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What log lines look like.
+    #[arg(long, global = true, value_enum, default_value = "pretty", env = "LONGSHORE_LOG_FORMAT")]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the intake API and the workers in one process. This is what happens without a command.
+    Up,
+    /// Runs the intake API only.
+    Serve,
+    /// Runs the workers only.
+    Work,
+    /// Brings the database's schema up to date, or shows what it lacks.
+    Migrate {
+        #[command(subcommand)]
+        what: Option<serve::Migrate>,
+    },
+    /// Shows the whole thing on a real file, against built-in providers, in a temporary folder.
+    Demo(demo::Demo),
+    /// Runs the built-in providers alone.
+    Sandbox(sandbox::Sandbox),
+    /// Checks the configuration, or prints an example of one.
+    Config {
+        #[command(subcommand)]
+        what: config::ConfigCommand,
+    },
+    /// Makes, lists and revokes the keys of clients.
+    Keys {
+        #[command(subcommand)]
+        what: keys::KeysCommand,
+    },
+}
+
+/// Why a command did not succeed, as far as the exit code tells it apart.
+#[derive(Debug)]
+enum Failed {
+    /// Wrong usage or configuration: exit code 2.
+    Misconfigured(String),
+    /// It failed: exit code 1.
+    Otherwise(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self::Otherwise(error.into())
+    }
+}
+
+impl Cli {
+    /// Does what was said, and answers the exit code.
+    pub fn run(self) -> ExitCode {
+        let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return fail(&Failed::Otherwise(error.into())),
+        };
+        let result = runtime.block_on(self.dispatch());
+        // Nothing that still runs is worth waiting for: what matters is on disk.
+        runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+        match result {
+            Ok(code) => code,
+            Err(failed) => fail(&failed),
+        }
+    }
+
+    async fn dispatch(self) -> Result<ExitCode, Failed> {
+        let environment = environment();
+        let start = Start { config: self.config, environment, log_format: self.log_format };
+        match self.command.unwrap_or(Command::Up) {
+            Command::Up => serve::run(&start, serve::Parts::Both).await,
+            Command::Serve => serve::run(&start, serve::Parts::Intake).await,
+            Command::Work => serve::run(&start, serve::Parts::Workers).await,
+            Command::Migrate { what } => serve::migrate(&start, what).await,
+            Command::Demo(demo) => demo.run(&start).await,
+            Command::Sandbox(sandbox) => sandbox.run(&start).await,
+            Command::Config { what } => what.run(&start),
+            Command::Keys { what } => what.run(&start).await,
+        }
+    }
+}
+
+fn fail(failed: &Failed) -> ExitCode {
+    match failed {
+        Failed::Misconfigured(message) => {
+            eprintln!("error: {message}");
+            ExitCode::from(2)
+        }
+        Failed::Otherwise(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The environment, read here and nowhere else. What is not UTF-8 is no setting of ours.
+fn environment() -> BTreeMap<String, String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+/// What every command of the server's side begins with.
+struct Start {
+    config: Option<PathBuf>,
+    environment: BTreeMap<String, String>,
+    log_format: LogFormat,
+}
+
+impl Start {
+    fn load(&self) -> Result<Loaded, Failed> {
+        Config::load(self.config.as_deref(), &self.environment)
+            .map_err(|error| Failed::Misconfigured(error.to_string()))
+    }
+
+    fn start_logging(&self, default: &str) -> Result<(), Failed> {
+        let filter = self.environment.get("LONGSHORE_LOG").map_or(default, String::as_str);
+        telemetry::start(filter, self.log_format)
+            .map_err(|error| Failed::Misconfigured(error.to_string()))
+    }
+}

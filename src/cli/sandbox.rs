@@ -1,0 +1,70 @@
+//! `longshore sandbox`: the built-in providers alone, for trying things out.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use super::Failed;
+use super::Start;
+use super::serve;
+use crate::sandbox;
+use crate::sandbox::Fault;
+use crate::sandbox::FaultRule;
+use crate::sandbox::Operation;
+use crate::sandbox::Settings;
+
+/// Any account exists as soon as it is used: its base URL is `http://ADDRESS/ACCOUNT/v1`, and
+/// `http://ADDRESS/_control/ACCOUNT/` sets its latency and faults and shows its ledger.
+#[derive(Debug, Args)]
+pub struct Sandbox {
+    /// Where to listen.
+    #[arg(long, default_value = "127.0.0.1:4701")]
+    listen: SocketAddr,
+    /// Accounts that `--latency-ms`, `--list-lag-ms`, `--keep-bytes` and `--fail-uploads` are for.
+    #[arg(long = "account", value_name = "NAME", default_value = "openai")]
+    accounts: Vec<String>,
+    /// How long every answer takes.
+    #[arg(long, default_value_t = 0)]
+    latency_ms: u64,
+    /// How long a new file is missing from the list.
+    #[arg(long, default_value_t = 0)]
+    list_lag_ms: u64,
+    /// How much of each file is kept to be given back.
+    #[arg(long)]
+    keep_bytes: Option<u64>,
+    /// How many uploads are answered with 503 first.
+    #[arg(long, default_value_t = 0)]
+    fail_uploads: u64,
+}
+
+impl Sandbox {
+    pub async fn run(self, start: &Start) -> Result<ExitCode, Failed> {
+        start.start_logging("")?;
+        let sandbox = sandbox::Sandbox::bind(self.listen)
+            .map_err(|error| anyhow::anyhow!("cannot listen on `{}`: {error}", self.listen))?;
+        for account in &self.accounts {
+            let mut settings = Settings {
+                latency_ms: self.latency_ms,
+                list_lag_ms: self.list_lag_ms,
+                ..Settings::default()
+            };
+            settings.keep_bytes = self.keep_bytes.unwrap_or(settings.keep_bytes);
+            sandbox.configure(account, settings);
+            if self.fail_uploads > 0 {
+                let body = serde_json::json!({"error": {"message": "The server is overloaded.",
+                    "type": "service_unavailable_error", "param": null, "code": "server_is_overloaded"}});
+                let rule = FaultRule::new(Operation::Upload, Fault::status(503, body));
+                sandbox.add_fault(account, FaultRule { times: self.fail_uploads, ..rule })?;
+            }
+            println!("{account}: base_url = \"{}\"", sandbox.base_url(account));
+        }
+        println!("control: {}", sandbox.control_url("ACCOUNT"));
+        let shutdown = CancellationToken::new();
+        serve::stop_on_signals(shutdown.clone())?;
+        shutdown.cancelled().await;
+        sandbox.shutdown().await;
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,263 @@
+//! `longshore up`, `serve`, `work` and `migrate`.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Subcommand;
+use secrecy::ExposeSecret as _;
+use tokio::net::TcpListener;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+use tokio_util::sync::CancellationToken;
+
+use super::Failed;
+use super::Start;
+use crate::api::Api;
+use crate::api::server;
+use crate::app::App;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::config::Loaded;
+use crate::config::Source;
+use crate::db::Db;
+use crate::keys;
+use crate::keys::Identity;
+use crate::owners;
+use crate::telemetry;
+use crate::workers;
+
+/// What runs in this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parts {
+    Both,
+    Intake,
+    Workers,
+}
+
+impl Parts {
+    const fn has_intake(self) -> bool {
+        matches!(self, Self::Both | Self::Intake)
+    }
+
+    const fn has_workers(self) -> bool {
+        matches!(self, Self::Both | Self::Workers)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Migrate {
+    /// Shows which migrations the schema still lacks; exit code 1 if there are any.
+    Status,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(start: &Start, parts: Parts) -> Result<ExitCode, Failed> {
+    start.start_logging("")?;
+    let loaded = start.load()?;
+    say_what_was_found(&loaded);
+    let config = Arc::new(loaded.config);
+    let db = connect(&config).await?;
+    prepare_schema(&db, parts).await?;
+    let app = App::open(Arc::clone(&config), db, Clock::default()).await?;
+    let shutdown = CancellationToken::new();
+    stop_on_signals(shutdown.clone())?;
+    let running = Running::start(app, parts, shutdown).await?;
+    if let Some(key) = &running.new_admin_key {
+        println!(
+            "No key is configured, so an admin key was made. It is shown this once:\n\n    {}\n",
+            key.expose_secret()
+        );
+    }
+    running.until_stopped().await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn say_what_was_found(loaded: &Loaded) {
+    match &loaded.source {
+        Source::File(path) => tracing::info!("configuration: {}", path.display()),
+        Source::Defaults => {
+            tracing::info!("no longshore.toml here: starting on the embedded defaults")
+        }
+    }
+    for sentence in &loaded.found {
+        tracing::info!("{sentence}");
+    }
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+}
+
+pub async fn connect(config: &Config) -> Result<Db, Failed> {
+    let url = &config.database.url;
+    let db = Db::connect(url.expose())
+        .await
+        .with_context(|| format!("cannot open the database `{url}`"))?;
+    Ok(db)
+}
+
+async fn prepare_schema(db: &Db, parts: Parts) -> Result<(), Failed> {
+    if parts.has_intake() || !db.is_postgres() {
+        db.migrate().await.context("cannot bring the schema up to date")?;
+        return Ok(());
+    }
+    let pending = db.pending_migrations().await?;
+    if !pending.is_empty() {
+        return Err(Failed::Otherwise(anyhow::anyhow!(
+            "the database's schema is not up to date ({} migrations are missing); run `longshore migrate` first",
+            pending.len()
+        )));
+    }
+    Ok(())
+}
+
+/// `longshore migrate [status]`.
+pub async fn migrate(start: &Start, what: Option<Migrate>) -> Result<ExitCode, Failed> {
+    start.start_logging("warn")?;
+    let config = start.load()?.config;
+    let db = connect(&config).await?;
+    let pending = db.pending_migrations().await?;
+    match what {
+        None => {
+            db.migrate().await.context("cannot bring the schema up to date")?;
+            println!("applied {} migrations; the schema is up to date", pending.len());
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Migrate::Status) if pending.is_empty() => {
+            println!("the schema is up to date");
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Migrate::Status) => {
+            println!("{} migrations are missing; `longshore migrate` applies them:", pending.len());
+            for name in pending {
+                println!("  {name}");
+            }
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// A running server.
+pub struct Running {
+    /// Where the intake listens.
+    pub address: Option<SocketAddr>,
+    /// The key that was made because there was none.
+    pub new_admin_key: Option<secrecy::SecretString>,
+    intake: Option<tokio::task::JoinHandle<()>>,
+    workers: Option<tokio::task::JoinHandle<anyhow::Result<()>>>,
+    beside: Vec<tokio::task::JoinHandle<()>>,
+    shutdown: CancellationToken,
+}
+
+impl Running {
+    /// Starts what `parts` says. It runs until `shutdown`.
+    pub async fn start(
+        app: App,
+        parts: Parts,
+        shutdown: CancellationToken,
+    ) -> Result<Self, Failed> {
+        let mut running = Self {
+            address: None,
+            new_admin_key: None,
+            intake: None,
+            workers: None,
+            beside: vec![tokio::spawn(telemetry::upkeep())],
+            shutdown: shutdown.clone(),
+        };
+        if parts.has_intake() {
+            running.new_admin_key = make_admin_key(&app).await?;
+            let listen = app.config.server.listen;
+            let listener = TcpListener::bind(listen).await.with_context(|| {
+                format!("cannot listen on `{listen}` (`server.listen`): is another server running there?")
+            })?;
+            let address = listener.local_addr()?;
+            running.address = Some(address);
+            let api = Api::new(app.clone());
+            let (router, drain, stop) = (api.router(), app.config.workers.drain, shutdown.clone());
+            running.beside.push(tokio::spawn(async move { api.run().await }));
+            running.intake = Some(tokio::spawn(async move {
+                server::serve(listener, router, stop.cancelled_owned(), drain).await;
+            }));
+            tracing::info!("listening on http://{address}");
+        }
+        if parts.has_workers() {
+            let stop = shutdown.clone();
+            running.workers =
+                Some(tokio::spawn(async move { workers::daemon::run(app, stop).await }));
+        }
+        Ok(running)
+    }
+
+    /// Waits for the end: the signal, or a part that failed.
+    pub async fn until_stopped(mut self) -> Result<(), Failed> {
+        let mut result = Ok(());
+        if let Some(workers) = &mut self.workers {
+            tokio::select! {
+                () = self.shutdown.cancelled() => {}
+                ended = workers => {
+                    self.workers = None;
+                    result = ended.map_err(anyhow::Error::from).and_then(|ended| ended);
+                    self.shutdown.cancel();
+                }
+            }
+        }
+        // Both drain at the same time.
+        if let Some(intake) = self.intake.take() {
+            intake.await?;
+        }
+        if let Some(workers) = self.workers.take() {
+            result = workers.await.map_err(anyhow::Error::from).and_then(|ended| ended);
+        }
+        for task in self.beside {
+            task.abort();
+        }
+        result.map_err(Failed::Otherwise)
+    }
+}
+
+/// With no key at all: a new admin key where only this machine can reach the server, else a refusal.
+async fn make_admin_key(app: &App) -> Result<Option<secrecy::SecretString>, Failed> {
+    if app.keys.has_configured() || keys::any(app.db.read()).await? {
+        return Ok(None);
+    }
+    let listen = app.config.server.listen;
+    if !listen.ip().is_loopback() {
+        return Err(Failed::Misconfigured(format!(
+            "`server.listen` is `{listen}`, which others can reach, but there is no key: set `auth.admin_key` \
+             (LONGSHORE_ADMIN_KEY), or make one with `longshore keys create --owner NAME --admin`"
+        )));
+    }
+    let now = app.clock.now();
+    let (_, key) = app
+        .db
+        .intake(move |tx| {
+            Box::pin(async move {
+                let identity = Identity { owner: owners::ADMIN.to_owned(), is_admin: true };
+                keys::create(tx, now, &identity).await
+            })
+        })
+        .await?;
+    Ok(Some(key))
+}
+
+/// SIGTERM and SIGINT end the process in order; a second one ends it at once.
+pub fn stop_on_signals(shutdown: CancellationToken) -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        for is_first in [true, false] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if is_first {
+                tracing::info!("stopping; once more stops at once");
+                shutdown.cancel();
+            } else {
+                std::process::exit(1);
+            }
+        }
+    });
+    Ok(())
+}

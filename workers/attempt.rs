@@ -1,0 +1,406 @@
+//! One attempt at one job: what stands between apalis and a job's `run`. The span, the slot, the
+//! panic, and the transaction that ends it all.
+
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use futures_util::FutureExt as _;
+use rand::RngExt as _;
+use sea_orm::DatabaseTransaction;
+use sea_orm::DbErr;
+use tracing::Instrument as _;
+
+use super::dispatch::Slot;
+use super::held::Held;
+use super::held::Lease;
+use super::held::Stop;
+use super::listing::Listings;
+use super::registry;
+use crate::app::App;
+use crate::clock::Timestamp;
+use crate::clock::millis;
+use crate::events;
+use crate::events::Event;
+use crate::events::EventKind;
+use crate::jobs::Ending;
+use crate::jobs::Failure;
+use crate::jobs::Fence;
+use crate::jobs::Lane;
+use crate::jobs::Spend;
+use crate::jobs::Work;
+use crate::jobs::lanes;
+use crate::jobs::lanes::Report;
+use crate::jobs::leases;
+use crate::jobs::leases::Claimed;
+use crate::jobs::retry;
+use crate::jobs::retry::RetryPolicy;
+use crate::jobs::retry::Verdict;
+use crate::notices::Hint;
+use crate::providers::ProviderError;
+
+/// How long to rest between tries to write the end of an attempt, while the database is away.
+const ENDING_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_ENDING_PAUSE: Duration = Duration::from_secs(5);
+/// After this long without a database the end of an attempt is left to the reaper.
+const GIVE_UP_ENDING: Duration = Duration::from_secs(1800);
+
+/// A claimed job, on its way through apalis.
+pub struct Attempt {
+    pub app: App,
+    pub job: Claimed,
+    pub fence: Fence,
+    pub lease: Arc<Lease>,
+    pub lease_length: Duration,
+    /// The one job that is let through to see whether its provider is back.
+    pub is_probe: bool,
+    pub held: Held,
+    pub listings: Listings,
+    /// Held until the end is written, since the claim counts what runs.
+    pub _slot: Slot,
+}
+
+/// How a run ended, before it is decided what that means for the job.
+#[derive(Clone, Debug)]
+pub enum Conclusion {
+    Succeeded,
+    /// It failed; `verdict` says what is to be done about it.
+    Failed {
+        failure: Failure,
+        verdict: Verdict,
+    },
+    /// As planned, there is more to do later. Costs no attempt.
+    Again {
+        after: Duration,
+        failure: Option<Failure>,
+    },
+    Cancelled,
+    /// Stopped by us, not by a fault: the lease was lost, or the process ends. Costs no attempt.
+    HandedBack,
+}
+
+impl Conclusion {
+    pub fn of_error(error: &ProviderError) -> Self {
+        Self::Failed { failure: retry::failure(error), verdict: retry::judge(error) }
+    }
+
+    pub fn permanent(code: &str, message: impl Into<String>) -> Self {
+        Self::Failed { failure: Failure::permanent(code, message), verdict: Verdict::Permanent }
+    }
+
+    pub fn transient(code: &str, message: impl Into<String>) -> Self {
+        Self::Failed { failure: Failure::transient(code, message), verdict: Verdict::Rest }
+    }
+
+    pub const fn of_stop(stop: Stop) -> Self {
+        match stop {
+            Stop::Cancelled => Self::Cancelled,
+            Stop::LeaseLost | Stop::Shutdown => Self::HandedBack,
+        }
+    }
+}
+
+/// What an attempt changes beside its job's own row.
+#[async_trait]
+pub trait Effects: Send + Sync + 'static {
+    /// Writes it, in the transaction that ends the attempt. It may be run more than once.
+    async fn write(
+        &self,
+        tx: &DatabaseTransaction,
+        now: Timestamp,
+        ending: &Ending,
+    ) -> Result<(), DbErr>;
+
+    /// Writes what must not be forgotten although the job was taken over: nothing else is.
+    async fn write_after_loss(
+        &self,
+        _tx: &DatabaseTransaction,
+        _now: Timestamp,
+    ) -> Result<(), DbErr> {
+        Ok(())
+    }
+}
+
+/// The end of a run: how, and what it changes.
+pub struct Done {
+    pub conclusion: Conclusion,
+    pub effects: Arc<dyn Effects>,
+}
+
+impl Attempt {
+    /// Runs the job and writes its end. Nothing that happens in it reaches apalis.
+    pub async fn run(self: Arc<Self>) {
+        let span = tracing::info_span!(
+            "attempt",
+            job.id = %self.job.id,
+            job.name = %self.job.kind,
+            job.attempt = self.job.attempt,
+            request.id = self.job.request_id.as_deref().unwrap_or(""),
+            owner.id = %self.job.owner,
+            model.name = self.job.model.as_deref().unwrap_or(""),
+        );
+        let this = Arc::clone(&self);
+        // A task of its own, so that it has a thread when it needs one, and so that a panic stays in it.
+        let task = tokio::spawn(async move { this.run_in_span().await }.instrument(span));
+        if let Err(error) = task.await {
+            tracing::error!(job.id = %self.job.id, error = %error, "an attempt ended outside of its own handling");
+        }
+        self.held.remove(self.job.id, self.job.epoch);
+    }
+
+    async fn run_in_span(&self) {
+        let started = Instant::now();
+        let done = match Work::read(&self.job.kind, &self.job.payload) {
+            Ok(work) => {
+                let run =
+                    std::panic::AssertUnwindSafe(registry::run(self, &work)).catch_unwind().await;
+                run.unwrap_or_else(|_| registry::panicked(&work))
+            }
+            Err(error) => registry::unreadable(&error),
+        };
+        let seconds = started.elapsed().as_secs_f64();
+        metrics::histogram!("longshore_attempt_seconds", "kind" => self.job.kind.clone())
+            .record(seconds);
+        self.end(&done).await;
+    }
+
+    /// Writes the end, again and again while the database is away: the lease is renewed meanwhile, and
+    /// lost at the worst.
+    async fn end(&self, done: &Done) {
+        let (since, mut pause) = (Instant::now(), ENDING_PAUSE);
+        let ended = loop {
+            match self.try_end(done).await {
+                Ok(ended) => break ended,
+                Err(error) if since.elapsed() < GIVE_UP_ENDING => {
+                    tracing::warn!(error = %error, "could not write the end of an attempt; trying again");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_ENDING_PAUSE);
+                }
+                Err(error) => {
+                    tracing::error!(error = %error, "gave up writing the end of an attempt; it will be run again");
+                    return;
+                }
+            }
+        };
+        let Some((ending, outcome)) = ended else {
+            tracing::warn!(
+                "the job was taken over by another worker; what this attempt did does not count"
+            );
+            metrics::counter!("longshore_attempts_total", "kind" => self.job.kind.clone(), "outcome" => "lost").increment(1);
+            return;
+        };
+        metrics::counter!("longshore_attempts_total", "kind" => self.job.kind.clone(), "outcome" => outcome).increment(1);
+        match &ending {
+            Ending::Succeeded => tracing::info!("job succeeded"),
+            Ending::Cancelled => tracing::info!("job cancelled"),
+            Ending::Retry { after, failure: Some(failure), .. } => {
+                tracing::warn!(error.code = %failure.code, retry_in_ms = millis(*after), "attempt failed, will be repeated: {}", failure.message);
+            }
+            Ending::Retry { after, .. } => {
+                tracing::debug!(retry_in_ms = millis(*after), "job goes on later")
+            }
+            Ending::Failed(failure) => {
+                tracing::error!(error.code = %failure.code, "job failed for good: {}", failure.message);
+            }
+        }
+        self.app.notices.hint(Hint::Change);
+        // What the end made ready may be a job: its own next attempt, or a look at what it left.
+        self.app.notices.hint(Hint::Work);
+    }
+
+    async fn try_end(&self, done: &Done) -> Result<Option<(Ending, &'static str)>, DbErr> {
+        let (app, job, fence) = (self.app.clone(), self.job.clone(), self.fence.clone());
+        let (conclusion, effects) = (done.conclusion.clone(), Arc::clone(&done.effects));
+        let claimed_at = job.lease_until.before(self.lease_length);
+        let jitter: f64 = rand::rng().random();
+        let is_probe = self.is_probe;
+        self.app
+            .db
+            .work(move |tx| {
+                let (app, job, fence) = (app.clone(), job.clone(), fence.clone());
+                let (conclusion, effects) = (conclusion.clone(), Arc::clone(&effects));
+                Box::pin(async move {
+                    let now = app.clock.now();
+                    let lane = Lane(job.lane.clone());
+                    let report = report(&conclusion, is_probe);
+                    let policy = policy(&app);
+                    let (ending, next) = match report {
+                        None => (decide(&conclusion, &job, &policy, Spend::Attempt, jitter), None),
+                        Some(report) => {
+                            let state = lanes::enter(tx, &lane).await?;
+                            let (pause, failures, spend) = lanes::after(&state, report, jitter);
+                            (
+                                decide(&conclusion, &job, &policy, spend, jitter),
+                                Some((state.now, pause, failures)),
+                            )
+                        }
+                    };
+                    let outcome = outcome(&conclusion, &ending);
+                    if !leases::end(tx, &fence, claimed_at, &ending, outcome).await? {
+                        effects.write_after_loss(tx, now).await?;
+                        return Ok(None);
+                    }
+                    if let Some((lane_now, pause, failures)) = next {
+                        lanes::save(tx, &lane, lane_now, pause, failures).await?;
+                    }
+                    effects.write(tx, now, &ending).await?;
+                    if let Some(kind) = announced(&ending) {
+                        events::append(tx, now, &[Event::of_job(kind, &job.owner, job.id)]).await?;
+                    }
+                    Ok(Some((ending, outcome)))
+                })
+            })
+            .await
+    }
+}
+
+fn policy(app: &App) -> RetryPolicy {
+    let retry = &app.config.retry;
+    RetryPolicy {
+        max_attempts: retry.max_attempts.get(),
+        base_delay: retry.base_delay,
+        max_delay: retry.max_delay,
+    }
+}
+
+/// What an attempt says about its provider, if anything.
+fn report(conclusion: &Conclusion, is_probe: bool) -> Option<Report> {
+    match conclusion {
+        Conclusion::Failed { verdict: Verdict::Lane(report), .. } => Some(*report),
+        // The provider answered: whatever it said of this job, it is back.
+        Conclusion::Succeeded | Conclusion::Failed { .. } | Conclusion::Again { .. }
+            if is_probe =>
+        {
+            Some(Report::Recovered)
+        }
+        _ => None,
+    }
+}
+
+/// What becomes of the job. `spend` is what a failure that speaks against the provider costs.
+fn decide(
+    conclusion: &Conclusion,
+    job: &Claimed,
+    policy: &RetryPolicy,
+    spend: Spend,
+    jitter: f64,
+) -> Ending {
+    match conclusion {
+        Conclusion::Succeeded => Ending::Succeeded,
+        Conclusion::Cancelled => Ending::Cancelled,
+        Conclusion::HandedBack => {
+            Ending::Retry { after: Duration::ZERO, spend: Spend::Nothing, failure: None }
+        }
+        Conclusion::Again { after, failure } => {
+            Ending::Retry { after: *after, spend: Spend::Nothing, failure: failure.clone() }
+        }
+        Conclusion::Failed { failure, verdict: Verdict::Permanent } => {
+            Ending::Failed(failure.clone())
+        }
+        Conclusion::Failed { failure, verdict } => {
+            let spend = if *verdict == Verdict::Rest { Spend::Attempt } else { spend };
+            if spend == Spend::Nothing {
+                // The lane's pause is what it waits for.
+                return Ending::Retry {
+                    after: Duration::ZERO,
+                    spend,
+                    failure: Some(failure.clone()),
+                };
+            }
+            if job.attempt >= job.max_attempts {
+                return Ending::Failed(Failure { retryable: false, ..failure.clone() });
+            }
+            let attempt = u32::try_from(job.attempt).unwrap_or(1);
+            let after = policy.backoff(attempt, jitter);
+            Ending::Retry { after, spend, failure: Some(failure.clone()) }
+        }
+    }
+}
+
+fn outcome(conclusion: &Conclusion, ending: &Ending) -> &'static str {
+    match (conclusion, ending) {
+        (Conclusion::HandedBack, _) => "handed_back",
+        (_, Ending::Succeeded) => "succeeded",
+        (_, Ending::Retry { .. }) => "retried",
+        (_, Ending::Failed(_)) => "failed",
+        (_, Ending::Cancelled) => "cancelled",
+    }
+}
+
+fn announced(ending: &Ending) -> Option<EventKind> {
+    match ending {
+        Ending::Succeeded => Some(EventKind::JobSucceeded),
+        Ending::Failed(_) => Some(EventKind::JobFailed),
+        Ending::Cancelled => Some(EventKind::JobCancelled),
+        Ending::Retry { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::JobId;
+
+    const POLICY: RetryPolicy = RetryPolicy {
+        max_attempts: 3,
+        base_delay: Duration::from_secs(1),
+        max_delay: Duration::from_secs(60),
+    };
+
+    fn job(attempt: i32) -> Claimed {
+        Claimed {
+            id: JobId::mint(),
+            kind: "upload_file".to_owned(),
+            lane: "provider:p".to_owned(),
+            owner: "alice".to_owned(),
+            payload: "{}".to_owned(),
+            epoch: 7,
+            attempt,
+            max_attempts: 3,
+            progress: None,
+            file_id: None,
+            model: None,
+            request_id: None,
+            created_at: Timestamp(0),
+            lease_until: Timestamp(0),
+        }
+    }
+
+    fn failed(verdict: Verdict) -> Conclusion {
+        Conclusion::Failed { failure: Failure::transient("x", "y"), verdict }
+    }
+
+    #[test]
+    fn a_permanent_failure_is_not_repeated() {
+        let ending = decide(&failed(Verdict::Permanent), &job(1), &POLICY, Spend::Attempt, 0.5);
+        assert!(matches!(ending, Ending::Failed(_)));
+    }
+
+    #[test]
+    fn a_job_fails_with_its_last_attempt() {
+        let rest = failed(Verdict::Rest);
+        assert!(matches!(
+            decide(&rest, &job(2), &POLICY, Spend::Attempt, 0.5),
+            Ending::Retry { .. }
+        ));
+        assert!(matches!(decide(&rest, &job(3), &POLICY, Spend::Attempt, 0.5), Ending::Failed(_)));
+    }
+
+    #[test]
+    fn what_costs_no_attempt_never_fails_a_job() {
+        let limited = failed(Verdict::Lane(Report::RateLimited { retry_after: None }));
+        let ending = decide(&limited, &job(3), &POLICY, Spend::Nothing, 0.5);
+        assert!(matches!(ending, Ending::Retry { spend: Spend::Nothing, .. }));
+        let ending = decide(&Conclusion::HandedBack, &job(3), &POLICY, Spend::Attempt, 0.5);
+        assert!(matches!(ending, Ending::Retry { spend: Spend::Nothing, .. }));
+    }
+
+    #[test]
+    fn a_probe_that_is_answered_reopens_its_lane_whatever_the_answer() {
+        assert_eq!(report(&failed(Verdict::Permanent), true), Some(Report::Recovered));
+        assert_eq!(report(&Conclusion::Succeeded, true), Some(Report::Recovered));
+        assert_eq!(report(&Conclusion::Succeeded, false), None);
+        assert_eq!(report(&Conclusion::HandedBack, true), None);
+    }
+}

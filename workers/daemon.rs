@@ -1,0 +1,118 @@
+//! The daemon: apalis as the runtime, and beside it what claims, renews, reaps and tidies up.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use apalis::prelude::*;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::attempt::Attempt;
+use super::backend::Claims;
+use super::dispatch::Dispatcher;
+use super::held::Held;
+use super::held::Stop;
+use super::maintenance;
+use super::reaper;
+use crate::app::App;
+use crate::jobs::LeaseTimes;
+use crate::jobs::WorkerId;
+use crate::jobs::lanes;
+
+/// How long attempts that were told to stop may take to hand their jobs back.
+const HAND_BACK: Duration = Duration::from_millis(1500);
+
+/// Runs jobs until `shutdown`; then stops claiming, lets what runs finish within `workers.drain`, and
+/// hands the rest back.
+///
+/// # Errors
+///
+/// When the lanes cannot be opened, or apalis fails.
+pub async fn run(app: App, shutdown: CancellationToken) -> anyhow::Result<()> {
+    open_lanes(&app).await?;
+    let worker = WorkerId::new();
+    let times = LeaseTimes::new(app.config.workers.lease);
+    let (held, stop) = (Held::default(), CancellationToken::new());
+    let (claimed, claims) = mpsc::channel(1);
+    let dispatcher = Dispatcher::new(app.clone(), worker.clone(), times, held.clone(), claimed);
+    tracing::info!(worker = %worker, slots = dispatcher.slots(), "workers started");
+
+    // Leases are kept until the last attempt has ended, also while it drains.
+    let keeping = tokio::spawn({
+        let (held, app, worker) = (held.clone(), app.clone(), worker.clone());
+        async move { held.keep(app, worker, times).await }
+    });
+    let reaping = tokio::spawn(reaper::run(app.clone(), times));
+    let tidying = tokio::spawn(maintenance::run(app.clone()));
+    let dispatching = tokio::spawn(dispatcher.run(stop.clone()));
+
+    let draining =
+        tokio::spawn(drain(app.config.workers.drain, held.clone(), shutdown.clone(), stop.clone()));
+    let claims = Mutex::new(Some(claims));
+    let name = worker.to_string();
+    let monitor = Monitor::new().register(move |_restarts| {
+        let (empty_sender, empty) = mpsc::channel(1);
+        drop(empty_sender);
+        // The backend never fails, so there is one worker for the life of the process.
+        let claims = claims.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let claims = Claims::new(claims.unwrap_or(empty), stop.clone());
+        WorkerBuilder::new(name.as_str()).backend(claims).build(handle)
+    });
+    let signal = async {
+        shutdown.cancelled().await;
+        io::Result::Ok(())
+    };
+    let ended = monitor.run_with_signal(signal).await;
+    while held.count() > 0 {
+        // Attempts that apalis did not take any more end by themselves, within the drain.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        if draining.is_finished() {
+            break;
+        }
+    }
+    for task in [keeping, reaping, tidying, dispatching, draining] {
+        task.abort();
+    }
+    tracing::info!("workers stopped");
+    ended.map_err(|error| anyhow::anyhow!("the worker runtime failed: {error}"))
+}
+
+/// What apalis calls for each claim. It always hears that all is well: the outcome is in our table.
+async fn handle(attempt: Arc<Attempt>) -> Result<(), BoxDynError> {
+    attempt.run().await;
+    Ok(())
+}
+
+async fn drain(drain: Duration, held: Held, shutdown: CancellationToken, stop: CancellationToken) {
+    shutdown.cancelled().await;
+    stop.cancel();
+    let running = held.count();
+    if running > 0 {
+        tracing::info!(running, "stopping: finishing what runs, for {} s at most", drain.as_secs());
+    }
+    tokio::time::sleep(drain).await;
+    if held.count() > 0 {
+        tracing::info!(
+            running = held.count(),
+            "the time to drain is over; handing back what still runs"
+        );
+    }
+    held.stop_all(Stop::Shutdown);
+    tokio::time::sleep(HAND_BACK).await;
+}
+
+async fn open_lanes(app: &App) -> anyhow::Result<()> {
+    for account in app.providers.iter() {
+        let (lane, credential) = (account.lane(), account.credential());
+        app.db
+            .work(move |tx| {
+                let (lane, credential) = (lane.clone(), credential.clone());
+                Box::pin(async move { lanes::open(tx, &lane, &credential).await })
+            })
+            .await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,250 @@
+//! The claim loop: it claims ready jobs, per lane, only what it has free slots for.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use apalis_core::task::Task;
+use apalis_core::task::builder::TaskBuilder;
+use apalis_core::task::task_id::TaskId;
+use sea_orm::DbErr;
+use tokio::sync::Notify;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::attempt::Attempt;
+use super::held::Held;
+use super::listing::Listings;
+use super::registry;
+use crate::app::App;
+use crate::clock::Timestamp;
+use crate::jobs::Lane;
+use crate::jobs::LeaseTimes;
+use crate::jobs::WorkerId;
+use crate::jobs::lanes;
+use crate::jobs::lanes::Limits;
+use crate::jobs::leases;
+use crate::jobs::leases::Claimed;
+
+/// How late work is seen that nobody gave a hint of: what another process queued, without Redis.
+const POLL: Duration = Duration::from_millis(100);
+/// How long to rest after the database refused a claim.
+const FAILURE_PAUSE: Duration = Duration::from_millis(500);
+
+/// A lane as this process serves it.
+struct Serving {
+    lane: Lane,
+    limits: Limits,
+    running: Arc<AtomicUsize>,
+}
+
+impl Serving {
+    fn free(&self) -> usize {
+        (self.limits.max_concurrency as usize).saturating_sub(self.running.load(Ordering::Acquire))
+    }
+}
+
+/// A place in a lane, free again when it is dropped.
+pub struct Slot {
+    running: Arc<AtomicUsize>,
+    freed: Arc<Notify>,
+}
+
+impl Slot {
+    fn take(running: &Arc<AtomicUsize>, freed: &Arc<Notify>) -> Self {
+        running.fetch_add(1, Ordering::AcqRel);
+        Self { running: Arc::clone(running), freed: Arc::clone(freed) }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.running.fetch_sub(1, Ordering::AcqRel);
+        self.freed.notify_one();
+    }
+}
+
+/// Claims jobs and hands them to apalis, until `stop`.
+pub struct Dispatcher {
+    app: App,
+    worker: WorkerId,
+    times: LeaseTimes,
+    held: Held,
+    listings: Listings,
+    lanes: Vec<Serving>,
+    freed: Arc<Notify>,
+    claimed: mpsc::Sender<Task<Arc<Attempt>>>,
+}
+
+/// What one round of claims brought.
+struct Round {
+    claims: BTreeMap<usize, (Vec<Claimed>, bool)>,
+    /// When a pause or a rate budget lets the next job go.
+    again_at: Option<Timestamp>,
+    now: Timestamp,
+}
+
+impl Dispatcher {
+    pub fn new(
+        app: App,
+        worker: WorkerId,
+        times: LeaseTimes,
+        held: Held,
+        claimed: mpsc::Sender<Task<Arc<Attempt>>>,
+    ) -> Self {
+        let lanes = app
+            .providers
+            .iter()
+            .map(|account| Serving {
+                lane: account.lane(),
+                limits: Limits {
+                    max_concurrency: account.settings.max_concurrency.get(),
+                    requests_per_minute: Some(account.settings.requests_per_minute.get()),
+                },
+                running: Arc::default(),
+            })
+            .collect();
+        Self {
+            app,
+            worker,
+            times,
+            held,
+            listings: Listings::default(),
+            lanes,
+            freed: Arc::default(),
+            claimed,
+        }
+    }
+
+    /// Slots over all lanes: more attempts than this never run at once in this process.
+    pub fn slots(&self) -> usize {
+        self.lanes.iter().map(|serving| serving.limits.max_concurrency as usize).sum()
+    }
+
+    pub async fn run(self, stop: CancellationToken) {
+        let mut rest = Duration::ZERO;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(rest) => {}
+                () = self.app.notices.work() => {}
+                () = self.freed.notified() => {}
+            }
+            rest = match self.round(&stop).await {
+                Ok(rest) => rest,
+                Err(error) => {
+                    tracing::warn!(error = %error, "could not claim jobs; trying again");
+                    FAILURE_PAUSE
+                }
+            };
+        }
+    }
+
+    /// Claims what is due, and says how long to rest if nothing happens meanwhile.
+    async fn round(&self, stop: &CancellationToken) -> Result<Duration, DbErr> {
+        if self.lanes.iter().all(|serving| serving.free() == 0) {
+            return Ok(POLL);
+        }
+        let due = leases::next_due(self.app.db.read()).await?;
+        match due.next {
+            None => return Ok(POLL),
+            Some(next) if next > due.now => return Ok(next.since(due.now).min(POLL)),
+            Some(_) => {}
+        }
+        let claiming = self.held.claiming().await;
+        // The lease is counted from before the claim: by our own clock it ends early, never late.
+        let claimed_at = Instant::now();
+        let round = self.claim().await?;
+        let mut attempts = Vec::new();
+        for (place, (claims, is_probe)) in round.claims {
+            for job in claims {
+                let lease = self.held.add(job.id, job.epoch, claimed_at, self.times.lease);
+                attempts.push(Attempt {
+                    app: self.app.clone(),
+                    fence: job.fence(&self.worker),
+                    lease,
+                    lease_length: self.times.lease,
+                    is_probe,
+                    held: self.held.clone(),
+                    listings: self.listings.clone(),
+                    _slot: Slot::take(&self.lanes[place].running, &self.freed),
+                    job,
+                });
+            }
+        }
+        drop(claiming);
+        for attempt in attempts {
+            self.hand_over(attempt, stop).await;
+        }
+        Ok(round.again_at.map_or(POLL, |at| at.since(round.now).min(POLL)))
+    }
+
+    async fn hand_over(&self, attempt: Attempt, stop: &CancellationToken) {
+        let id = TaskId::from_string(attempt.job.id.to_string());
+        let attempt = Arc::new(attempt);
+        if stop.is_cancelled() {
+            // apalis takes no more: it is run here, and stopped with the rest.
+            tokio::spawn(attempt.run());
+            return;
+        }
+        let task = TaskBuilder::new(Arc::clone(&attempt)).task_id(id).build();
+        if self.claimed.send(task).await.is_err() {
+            tokio::spawn(attempt.run());
+        }
+    }
+
+    async fn claim(&self) -> Result<Round, DbErr> {
+        let wanted: Arc<[(usize, Lane, Limits, usize)]> = self
+            .lanes
+            .iter()
+            .enumerate()
+            .map(|(place, serving)| (place, serving.lane.clone(), serving.limits, serving.free()))
+            .filter(|(_, _, _, free)| *free > 0)
+            .collect();
+        let (worker, lease) = (self.worker.clone(), self.times.lease);
+        self.app
+            .db
+            .work(move |tx| {
+                let (wanted, worker) = (Arc::clone(&wanted), worker.clone());
+                Box::pin(async move {
+                    let mut round =
+                        Round { claims: BTreeMap::new(), again_at: None, now: Timestamp(0) };
+                    let mut all = Vec::new();
+                    for (place, lane, limits, free) in wanted.iter() {
+                        let state = lanes::enter(tx, lane).await?;
+                        let admission = state.admit(limits, *free);
+                        round.now = state.now;
+                        if let Some(at) = admission.again_at {
+                            round.again_at =
+                                Some(round.again_at.map_or(at, |earlier| earlier.min(at)));
+                        }
+                        if admission.slots == 0 {
+                            continue;
+                        }
+                        let claims = leases::claim(
+                            tx,
+                            &worker,
+                            lease,
+                            lane,
+                            &state.last_owner,
+                            admission.slots,
+                        )
+                        .await?;
+                        if let Some(last) = claims.last() {
+                            lanes::leave(tx, lane, &state, &admission, claims.len(), &last.owner)
+                                .await?;
+                            all.extend(claims.iter().cloned());
+                            round.claims.insert(*place, (claims, admission.is_probe));
+                        }
+                    }
+                    // The intent is on disk before the first byte leaves.
+                    registry::claimed(tx, &all).await?;
+                    Ok(round)
+                })
+            })
+            .await
+    }
+}

@@ -1,0 +1,259 @@
+//! The leases that this process holds: who runs what, until when by our own clock, and how to stop it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use crate::app::App;
+use crate::ids::JobId;
+use crate::jobs::Fence;
+use crate::jobs::LeaseTimes;
+use crate::jobs::Progress;
+use crate::jobs::ProgressUnit;
+use crate::jobs::WorkerId;
+use crate::jobs::leases;
+use crate::jobs::leases::Renewed;
+use crate::notices::Hint;
+
+/// Progress of less than this is not worth a write.
+const REPORTED_FROM: u64 = 4 * 1024 * 1024;
+
+/// Why an attempt is to stop before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The lease ran out, or was taken over: nothing more may be sent.
+    LeaseLost,
+    /// A client cancelled the job.
+    Cancelled,
+    /// The process ends.
+    Shutdown,
+}
+
+/// One held lease, shared between its attempt and whoever renews it.
+#[derive(Debug)]
+pub struct Lease {
+    /// Milliseconds after `origin` until which it certainly holds.
+    until: AtomicU64,
+    origin: Instant,
+    stop: watch::Sender<Option<Stop>>,
+    done: AtomicU64,
+    total: AtomicU64,
+    reported: AtomicU64,
+}
+
+impl Lease {
+    fn new(claimed_at: Instant, lease: Duration) -> Self {
+        let new = Self {
+            until: AtomicU64::new(0),
+            origin: claimed_at,
+            stop: watch::Sender::new(None),
+            done: AtomicU64::new(0),
+            total: AtomicU64::new(0),
+            reported: AtomicU64::new(0),
+        };
+        new.prolong(claimed_at + lease);
+        new
+    }
+
+    fn prolong(&self, until: Instant) {
+        let until = until.saturating_duration_since(self.origin).as_millis();
+        self.until.fetch_max(u64::try_from(until).unwrap_or(u64::MAX), Ordering::AcqRel);
+    }
+
+    /// Whether it certainly holds now: judged by our own clock, from before it was asked for.
+    pub fn holds(&self) -> bool {
+        self.origin.elapsed().as_millis() < u128::from(self.until.load(Ordering::Acquire))
+    }
+
+    pub fn stop(&self, reason: Stop) {
+        self.stop.send_if_modified(|stop| {
+            let is_first = stop.is_none();
+            stop.get_or_insert(reason);
+            is_first
+        });
+    }
+
+    /// Ends when the attempt is to stop.
+    pub async fn stopped(&self) -> Stop {
+        let mut stop = self.stop.subscribe();
+        // The sender lives as long as `self`.
+        match stop.wait_for(Option::is_some).await.map(|stop| *stop) {
+            Ok(Some(reason)) => reason,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Counts bytes that were handed on; `total` is how many there will be.
+    pub fn progressed(&self, bytes: u64, total: u64) {
+        self.total.store(total, Ordering::Relaxed);
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn unreported_progress(&self) -> Option<Progress> {
+        let (done, total) = (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed));
+        if total < REPORTED_FROM || self.reported.swap(done, Ordering::Relaxed) == done {
+            return None;
+        }
+        Some(Progress { done: done.min(total), total, unit: ProgressUnit::Bytes })
+    }
+}
+
+/// All leases of this process.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    leases: Arc<Mutex<HashMap<JobId, (i64, Arc<Lease>)>>>,
+    /// Held from before a claim until its jobs are in `leases`, so that a renewal never takes a fresh
+    /// claim for one that got lost.
+    claiming: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Held {
+    /// To be held over a claim and the registration of what it brought.
+    pub async fn claiming(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.claiming.lock().await
+    }
+
+    pub fn add(&self, job: JobId, epoch: i64, claimed_at: Instant, lease: Duration) -> Arc<Lease> {
+        let lease = Arc::new(Lease::new(claimed_at, lease));
+        self.lock().insert(job, (epoch, Arc::clone(&lease)));
+        lease
+    }
+
+    pub fn remove(&self, job: JobId, epoch: i64) {
+        let mut leases = self.lock();
+        if leases.get(&job).is_some_and(|(held, _)| *held == epoch) {
+            leases.remove(&job);
+        }
+    }
+
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    pub fn stop_all(&self, reason: Stop) {
+        for (_, lease) in self.lock().values() {
+            lease.stop(reason);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, (i64, Arc<Lease>)>> {
+        self.leases.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Renews all leases each heartbeat, apart from the work, until it is dropped.
+    pub async fn keep(&self, app: App, worker: WorkerId, times: LeaseTimes) {
+        let mut next = tokio::time::Instant::now() + times.heartbeat;
+        loop {
+            let is_hinted = tokio::select! {
+                () = tokio::time::sleep_until(next) => false,
+                () = app.notices.cancel() => true,
+            };
+            if !is_hinted {
+                next = tokio::time::Instant::now() + times.heartbeat;
+            }
+            if self.count() == 0 {
+                continue;
+            }
+            let renewal = tokio::time::timeout(times.lease, self.renew(&app, &worker, times));
+            match renewal.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(error = %error, "could not renew leases; trying again")
+                }
+                Err(_) => {
+                    tracing::warn!("renewing leases took longer than they last; trying again")
+                }
+            }
+            self.stop_lapsed();
+        }
+    }
+
+    async fn renew(
+        &self,
+        app: &App,
+        worker: &WorkerId,
+        times: LeaseTimes,
+    ) -> Result<(), sea_orm::DbErr> {
+        let _claiming = self.claiming().await;
+        let asked_at = Instant::now();
+        let name = worker.clone();
+        let renewed: Vec<Renewed> = app
+            .db
+            .intake(move |tx| {
+                let name = name.clone();
+                Box::pin(async move { leases::renew(tx, &name, times.lease).await })
+            })
+            .await?;
+        let held = self.lock().clone();
+        for (job, (epoch, lease)) in &held {
+            match renewed.iter().find(|renewed| renewed.id == *job && renewed.epoch == *epoch) {
+                Some(renewed) => {
+                    lease.prolong(asked_at + times.lease);
+                    if renewed.cancel_requested_at.is_some() {
+                        lease.stop(Stop::Cancelled);
+                    }
+                }
+                // Unless it ended just now, somebody has taken it over.
+                None => lease.stop(Stop::LeaseLost),
+            }
+        }
+        self.report_progress(app, worker, &held).await?;
+        let lost = renewed.iter().filter(|renewed| !held.contains_key(&renewed.id));
+        self.hand_back(app, worker, lost.copied().collect()).await
+    }
+
+    /// Claims whose answer never reached us: nobody here runs them, so nobody else may be kept waiting.
+    async fn hand_back(
+        &self,
+        app: &App,
+        worker: &WorkerId,
+        jobs: Vec<Renewed>,
+    ) -> Result<(), sea_orm::DbErr> {
+        for job in jobs {
+            let fence = Fence { job_id: job.id, epoch: job.epoch, worker: worker.clone() };
+            app.db
+                .work(move |tx| {
+                    let fence = fence.clone();
+                    Box::pin(async move { leases::let_lapse(tx, &fence).await })
+                })
+                .await?;
+        }
+        Ok(())
+    }
+
+    async fn report_progress(
+        &self,
+        app: &App,
+        worker: &WorkerId,
+        held: &HashMap<JobId, (i64, Arc<Lease>)>,
+    ) -> Result<(), sea_orm::DbErr> {
+        for (job, (epoch, lease)) in held {
+            let Some(progress) = lease.unreported_progress() else { continue };
+            let fence = Fence { job_id: *job, epoch: *epoch, worker: worker.clone() };
+            app.db
+                .work(move |tx| {
+                    let fence = fence.clone();
+                    Box::pin(async move { leases::report_progress(tx, &fence, progress).await })
+                })
+                .await?;
+            app.notices.hint(Hint::Change);
+        }
+        Ok(())
+    }
+
+    /// Stops what may be taken over by now, because renewing failed for too long.
+    fn stop_lapsed(&self) {
+        for (job, (_, lease)) in self.lock().iter() {
+            if !lease.holds() {
+                tracing::warn!(job.id = %job, "the lease ran out before it could be renewed; the attempt is stopped");
+                lease.stop(Stop::LeaseLost);
+            }
+        }
+    }
+}

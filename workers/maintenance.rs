@@ -1,0 +1,144 @@
+//! What has to be done now and then: jobs that wait in vain, history that is old, blobs that nobody names.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use sea_orm::DatabaseTransaction;
+use sea_orm::DbErr;
+
+use crate::app::App;
+use crate::blobs::BlobKey;
+use crate::clock::Timestamp;
+use crate::error::Error;
+use crate::events;
+use crate::files;
+use crate::idempotency;
+use crate::jobs;
+use crate::jobs::Failure;
+use crate::jobs::lanes;
+use crate::jobs::lanes::PauseReason;
+use crate::notices::Hint;
+
+const EVERY: Duration = Duration::from_secs(60);
+/// How long a job waits for a credential, or for money, before it fails.
+const PATIENCE: Duration = Duration::from_secs(24 * 3600);
+/// Rows of one deletion: short enough for the one writer of SQLite.
+const CHUNK: u32 = 500;
+const MAX_CHUNKS: usize = 200;
+/// Who wants to resume a stream of events has this long.
+const EVENTS_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// A blob that no row names and nobody has written to for this long is an orphan.
+const ORPHAN_AFTER: Duration = Duration::from_secs(3600);
+const ORPHANS_EVERY: u32 = 60;
+
+/// Runs until it is dropped.
+pub async fn run(app: App) {
+    let mut ticks = tokio::time::interval(EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut round = 0u32;
+    loop {
+        ticks.tick().await;
+        if let Err(error) = fail_those_who_wait_in_vain(&app).await {
+            tracing::warn!(error = %error, "could not look for jobs that wait in vain");
+        }
+        if let Err(error) = prune(&app).await {
+            tracing::warn!(error = %error, "could not prune old rows");
+        }
+        if round.is_multiple_of(ORPHANS_EVERY)
+            && let Err(error) = sweep_orphans(&app).await
+        {
+            tracing::warn!(error = %error, "could not sweep orphaned blobs");
+        }
+        round = round.wrapping_add(1);
+    }
+}
+
+async fn fail_those_who_wait_in_vain(app: &App) -> Result<(), DbErr> {
+    for (reason, code, message) in [
+        (
+            PauseReason::CredentialRejected,
+            "provider_credential_rejected",
+            "the provider has rejected the key for 24 hours; configure another, then retry",
+        ),
+        (
+            PauseReason::OutOfMoney,
+            "provider_out_of_money",
+            "the provider's account has been out of credit for 24 hours; fill it up, then retry",
+        ),
+    ] {
+        for id in lanes::given_up(app.db.read(), reason, PATIENCE).await? {
+            let Some(job) = jobs::store::find(app.db.read(), id).await? else { continue };
+            let now = app.clock.now();
+            app.db
+                .work(move |tx| {
+                    let job = job.clone();
+                    Box::pin(async move {
+                        jobs::control::fail_waiting(
+                            tx,
+                            now,
+                            &job,
+                            &Failure::permanent(code, message),
+                        )
+                        .await
+                    })
+                })
+                .await?;
+            tracing::error!(job.id = %id, error.code = code, "job failed for good: {message}");
+            app.notices.hint(Hint::Change);
+        }
+    }
+    Ok(())
+}
+
+async fn prune(app: &App) -> Result<(), DbErr> {
+    let now = app.clock.now();
+    let kept = app.config.retention.clone();
+    in_chunks(app, move |tx| {
+        let before = now.before(kept.finished_jobs);
+        Box::pin(
+            async move { jobs::store::prune(tx, "'succeeded', 'cancelled'", before, CHUNK).await },
+        )
+    })
+    .await?;
+    in_chunks(app, move |tx| {
+        let before = now.before(kept.failed_jobs);
+        Box::pin(async move { jobs::store::prune(tx, "'failed'", before, CHUNK).await })
+    })
+    .await?;
+    in_chunks(app, move |tx| Box::pin(events::prune(tx, now.before(EVENTS_KEPT), CHUNK))).await?;
+    in_chunks(app, move |tx| Box::pin(idempotency::prune(tx, now, CHUNK))).await
+}
+
+/// Repeats a deletion until nothing is left of it, in transactions of their own.
+async fn in_chunks<F>(app: &App, delete: F) -> Result<(), DbErr>
+where
+    F: for<'t> Fn(
+            &'t DatabaseTransaction,
+        ) -> futures_util::future::BoxFuture<'t, Result<u64, DbErr>>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    for _ in 0..MAX_CHUNKS {
+        if app.db.work(delete.clone()).await? < u64::from(CHUNK) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Deletes what a crash between the blob and its row left behind.
+async fn sweep_orphans(app: &App) -> Result<(), Error> {
+    let before: Timestamp = app.clock.now().before(ORPHAN_AFTER);
+    let mut old = app.blobs.uploads_before(before).chunks(CHUNK as usize);
+    while let Some(chunk) = old.next().await {
+        let keys = chunk.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let known = files::store::known_blobs(app.db.read(), &keys).await?;
+        for key in keys.into_iter().filter(|key| !known.contains(key)) {
+            tracing::info!(blob.key = %key, "deleted an orphaned blob");
+            app.blobs.delete(&BlobKey::Stored(key)).await?;
+        }
+    }
+    Ok(())
+}

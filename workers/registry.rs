@@ -1,0 +1,99 @@
+//! Every kind of job there is: who runs it, and what becomes of it when nobody can say how it ended.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sea_orm::ConnectionTrait;
+use sea_orm::DatabaseTransaction;
+use sea_orm::DbErr;
+
+use super::attempt::Attempt;
+use super::attempt::Conclusion;
+use super::attempt::Done;
+use super::attempt::Effects;
+use super::upload_file;
+use super::verify_upload;
+use crate::clock::Timestamp;
+use crate::jobs::Ending;
+use crate::jobs::Work;
+use crate::jobs::leases::Claimed;
+
+/// Runs a job.
+pub async fn run(attempt: &Attempt, work: &Work) -> Done {
+    match work {
+        Work::UploadFile(payload) => upload_file::run(attempt, payload).await,
+        Work::VerifyUpload(payload) => verify_upload::run(attempt, payload).await,
+    }
+}
+
+/// Writes, with the claim, what has to be on disk before a job begins.
+pub async fn claimed(tx: &impl ConnectionTrait, jobs: &[Claimed]) -> Result<(), DbErr> {
+    let uploads: Vec<_> = jobs
+        .iter()
+        .filter_map(|job| match Work::read(&job.kind, &job.payload) {
+            Ok(Work::UploadFile(payload)) => Some(payload.mapping_id),
+            _ => None,
+        })
+        .collect();
+    crate::mappings::store::begin_uploads(tx, &uploads).await
+}
+
+/// Writes what follows when an attempt ended and nobody can say how: its worker died, or it panicked.
+pub async fn ended_unseen(
+    tx: &DatabaseTransaction,
+    now: Timestamp,
+    work: &Work,
+    ending: &Ending,
+) -> Result<(), DbErr> {
+    match work {
+        Work::UploadFile(payload) => upload_file::ended_unseen(tx, now, payload, ending).await,
+        // It looks and deletes, and the next look sees what is left.
+        Work::VerifyUpload(_) => Ok(()),
+    }
+}
+
+/// The end of an attempt that panicked.
+pub fn panicked(work: &Work) -> Done {
+    Done {
+        conclusion: Conclusion::transient(
+            "job_panicked",
+            "the attempt ended in a panic; see the log of the worker",
+        ),
+        effects: Arc::new(Unseen(work.clone())),
+    }
+}
+
+/// The end of an attempt at a job whose payload is not of its kind's shape: nothing was begun.
+pub fn unreadable(error: &serde_json::Error) -> Done {
+    Done {
+        conclusion: Conclusion::permanent(
+            "payload_unreadable",
+            format!("the payload of the job cannot be read: {error}"),
+        ),
+        effects: Arc::new(Nothing),
+    }
+}
+
+/// No effects beside the job's own row.
+pub struct Nothing;
+
+#[async_trait]
+impl Effects for Nothing {
+    async fn write(&self, _: &DatabaseTransaction, _: Timestamp, _: &Ending) -> Result<(), DbErr> {
+        Ok(())
+    }
+}
+
+struct Unseen(Work);
+
+#[async_trait]
+impl Effects for Unseen {
+    async fn write(
+        &self,
+        tx: &DatabaseTransaction,
+        now: Timestamp,
+        ending: &Ending,
+    ) -> Result<(), DbErr> {
+        ended_unseen(tx, now, &self.0, ending).await
+    }
+}
