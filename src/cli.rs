@@ -1,18 +1,31 @@
 //! The command line: what there is to say, and who does it.
 
+mod client;
 mod config;
 mod demo;
+mod files;
+mod id;
+mod jobs;
 mod keys;
+mod list;
+mod output;
+mod progress;
 mod sandbox;
+#[cfg(test)]
+mod scripted;
 mod serve;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
+use secrecy::ExposeSecret as _;
+use secrecy::SecretString;
 
+use self::client::Client;
 use crate::config::Config;
 use crate::config::Loaded;
 use crate::telemetry;
@@ -59,6 +72,43 @@ enum Command {
         #[command(subcommand)]
         what: keys::KeysCommand,
     },
+    /// Uploads files to a running server, and shows, awaits and downloads them.
+    Files {
+        #[command(flatten)]
+        server: Server,
+        #[command(subcommand)]
+        what: files::FilesCommand,
+    },
+    /// Shows, retries and cancels the jobs of a running server.
+    Jobs {
+        #[command(flatten)]
+        server: Server,
+        #[command(subcommand)]
+        what: jobs::JobsCommand,
+    },
+}
+
+/// The server that a client command talks to.
+#[derive(Debug, Args)]
+struct Server {
+    /// Where it is.
+    #[arg(long, env = "LONGSHORE_URL", default_value = "http://127.0.0.1:4700")]
+    url: String,
+    /// The key it knows us by.
+    #[arg(long, env = "LONGSHORE_API_KEY", hide_env_values = true)]
+    api_key: Option<SecretString>,
+    /// Prints the answers of the server as JSON, for scripts.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+impl Server {
+    fn client(&self) -> anyhow::Result<Client> {
+        Client::from_env(
+            Some(self.url.clone()),
+            self.api_key.clone().filter(|key| !key.expose_secret().is_empty()),
+        )
+    }
 }
 
 /// Why a command did not succeed, as far as the exit code tells it apart.
@@ -104,6 +154,8 @@ impl Cli {
             Command::Sandbox(sandbox) => sandbox.run(&start).await,
             Command::Config { what } => what.run(&start),
             Command::Keys { what } => what.run(&start).await,
+            Command::Files { server, what } => Ok(what.run(&server.client()?, server.json).await?),
+            Command::Jobs { server, what } => Ok(what.run(&server.client()?, server.json).await?),
         }
     }
 }

@@ -1,0 +1,252 @@
+//! Why a call brought no answer, in words for the person who made it.
+
+use std::{error::Error as _, io, time::Duration};
+
+use reqwest::{
+    StatusCode, Url,
+    header::{DATE, HeaderMap, LOCATION, RETRY_AFTER},
+};
+use serde::Deserialize;
+
+use crate::cli::output::plain;
+
+/// How much of a body that is not ours is shown.
+const SNIPPET_CHARACTERS: usize = 200;
+
+/// A call that failed. Each variant's text is for a person, whole, and says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Nothing listens there.
+    #[error("no server answers at `{base}`: start one with `longshore up`, or set LONGSHORE_URL")]
+    NoServer { base: String },
+    /// No connection came about, for another reason: name, route, certificate.
+    #[error("cannot reach `{base}`: {cause}")]
+    Unreachable { base: String, cause: String },
+    /// The connection broke off. What was asked for may have been done.
+    #[error("lost the connection to `{base}`: {cause}")]
+    Lost { base: String, cause: String },
+    /// Nothing moved for the limit of silence, or a call took longer than its limit.
+    #[error("`{base}` was silent for {}", humantime::format_duration(*limit))]
+    Silent { base: String, limit: Duration },
+    /// The server said no.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// What came back is not what this API answers.
+    #[error("`{base}` does not answer as a Longshore server does: {cause}")]
+    Nonsense { base: String, cause: String },
+    /// The fault is on this side: a file that could not be read to its end.
+    #[error("{0}")]
+    Here(String),
+}
+
+/// An answer of 300 or more.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct Refusal {
+    pub status: StatusCode,
+    /// How long the server asks to wait before the next try.
+    pub retry_after: Option<Duration>,
+    /// Whether the server says that trying again changes nothing (`x-should-retry: false`).
+    pub is_final: bool,
+    text: String,
+}
+
+#[derive(Deserialize)]
+struct Body {
+    error: BodyError,
+}
+
+#[derive(Deserialize)]
+struct BodyError {
+    message: String,
+    #[serde(default)]
+    param: Option<String>,
+    #[serde(default)]
+    code: Option<String>,
+}
+
+impl Failure {
+    /// Reads a refusal from the answer's parts. `has_key` is whether a key was sent.
+    pub fn refusal(
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: &[u8],
+        base: &Url,
+        has_key: bool,
+    ) -> Self {
+        let text = match serde_json::from_slice::<Body>(body) {
+            Ok(Body { error }) => explained(status, headers, &error, has_key),
+            Err(_) => foreign(status, headers, body, base),
+        };
+        let is_final = headers.get("x-should-retry").is_some_and(|value| value == "false");
+        Self::Refused(Refusal { status, retry_after: retry_after(headers), is_final, text })
+    }
+
+    /// Says what became of a request that brought no usable answer.
+    pub fn from_transport(error: &reqwest::Error, base: &Url) -> Self {
+        let base = base.to_string();
+        let mut refused = false;
+        let mut cause = error.to_string();
+        let mut source = error.source();
+        while let Some(inner) = source {
+            refused |= inner
+                .downcast_ref::<io::Error>()
+                .is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+            cause = inner.to_string();
+            source = inner.source();
+        }
+        let cause = plain(&cause).into_owned();
+        if error.is_connect() && refused {
+            Self::NoServer { base }
+        } else if error.is_connect() {
+            Self::Unreachable { base, cause }
+        } else if error.is_builder() {
+            Self::Here(cause)
+        } else {
+            Self::Lost { base, cause }
+        }
+    }
+}
+
+fn explained(status: StatusCode, headers: &HeaderMap, error: &BodyError, has_key: bool) -> String {
+    let message = plain(error.message.trim());
+    if status == StatusCode::UNAUTHORIZED {
+        return if has_key {
+            format!("{message}: LONGSHORE_API_KEY is set, but this server does not take that key")
+        } else {
+            format!("{message}: set LONGSHORE_API_KEY to a key of this server")
+        };
+    }
+    let mut notes = Vec::new();
+    if let Some(param) = &error.param {
+        notes.push(format!("param `{}`", plain(param)));
+    }
+    if let Some(code) = &error.code {
+        notes.push(format!("code `{}`", plain(code)));
+    }
+    if notes.is_empty() {
+        notes.push(format!("status {}", status.as_u16()));
+    }
+    // What is the server's own fault is looked up in its logs, by this id.
+    if status.is_server_error()
+        && let Some(id) = headers.get("x-request-id").and_then(|value| value.to_str().ok())
+    {
+        notes.push(format!("request `{}`", plain(id)));
+    }
+    format!("{message} ({})", notes.join(", "))
+}
+
+/// An answer of something else: a proxy, or another server at that address.
+fn foreign(status: StatusCode, headers: &HeaderMap, body: &[u8], base: &Url) -> String {
+    if status.is_redirection()
+        && let Some(location) = headers.get(LOCATION).and_then(|value| value.to_str().ok())
+    {
+        return format!(
+            "`{base}` redirects to `{}`: set LONGSHORE_URL to where the server is",
+            plain(location)
+        );
+    }
+    if status == StatusCode::UNAUTHORIZED {
+        return format!("`{base}` wants a key: set LONGSHORE_API_KEY");
+    }
+    let text = String::from_utf8_lossy(body);
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let snippet: String = line.chars().take(SNIPPET_CHARACTERS).collect();
+    let said = if snippet.is_empty() { String::new() } else { format!(": `{}`", plain(&snippet)) };
+    format!("`{base}` answered {status}, not in the way of a Longshore server{said}")
+}
+
+/// Seconds, or a date, which is read against the answer's own `Date`: the two clocks may differ.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = httpdate::parse_http_date(text).ok()?;
+    let now = httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?).ok()?;
+    Some(until.duration_since(now).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn base() -> Url {
+        Url::parse("http://127.0.0.1:4700/v1").unwrap()
+    }
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    fn text(status: u16, pairs: &[(&'static str, &str)], body: &str, has_key: bool) -> String {
+        let status = StatusCode::from_u16(status).unwrap();
+        Failure::refusal(status, &headers(pairs), body.as_bytes(), &base(), has_key).to_string()
+    }
+
+    #[test]
+    fn a_refusal_shows_message_param_and_code() {
+        let body = r#"{"error":{"message":"line 3 has no `custom_id`","type":"invalid_request_error","param":"file","code":"invalid_jsonl"}}"#;
+        assert_eq!(
+            text(400, &[], body, true),
+            "line 3 has no `custom_id` (param `file`, code `invalid_jsonl`)"
+        );
+    }
+
+    #[test]
+    fn a_refusal_without_param_and_code_shows_the_status_and_for_a_fault_of_the_server_the_request()
+    {
+        let body = r#"{"error":{"message":"internal error","type":"server_error","param":null,"code":null}}"#;
+        assert_eq!(
+            text(500, &[("x-request-id", "req-7")], body, true),
+            "internal error (status 500, request `req-7`)"
+        );
+    }
+
+    #[test]
+    fn a_401_says_which_variable_to_set() {
+        let body = r#"{"error":{"message":"no key was sent","type":"authentication_error"}}"#;
+        assert_eq!(
+            text(401, &[], body, false),
+            "no key was sent: set LONGSHORE_API_KEY to a key of this server"
+        );
+        let refused = text(401, &[], body, true);
+        assert!(refused.contains("LONGSHORE_API_KEY is set, but"), "{refused}");
+        assert!(text(401, &[], "<html>", false).contains("set LONGSHORE_API_KEY"));
+    }
+
+    #[test]
+    fn an_answer_of_something_else_is_shown_short_and_harmless() {
+        let page = format!("<html>\n\u{1b}[2J{}</html>", "x".repeat(5000));
+        let said = text(502, &[], &page, true);
+        assert!(said.starts_with("`http://127.0.0.1:4700/v1` answered 502 Bad Gateway"), "{said}");
+        assert!(said.len() < 400 && !said.contains('\u{1b}'), "{said}");
+    }
+
+    #[test]
+    fn a_redirect_names_the_right_address() {
+        let said = text(308, &[("location", "https://files.example/v1")], "", true);
+        assert!(
+            said.contains("redirects to `https://files.example/v1`: set LONGSHORE_URL"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn retry_after_is_read_in_seconds_and_as_a_date_of_the_servers_clock() {
+        assert_eq!(retry_after(&headers(&[("retry-after", "7")])), Some(Duration::from_secs(7)));
+        let date = [
+            ("date", "Sun, 06 Nov 1994 08:49:37 GMT"),
+            ("retry-after", "Sun, 06 Nov 1994 08:50:07 GMT"),
+        ];
+        assert_eq!(retry_after(&headers(&date)), Some(Duration::from_secs(30)));
+        let past = [
+            ("date", "Sun, 06 Nov 1994 08:49:37 GMT"),
+            ("retry-after", "Sun, 06 Nov 1994 08:49:07 GMT"),
+        ];
+        assert_eq!(retry_after(&headers(&past)), Some(Duration::ZERO));
+        for nonsense in ["-3", "soon", ""] {
+            assert_eq!(retry_after(&headers(&[("retry-after", nonsense)])), None);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! A fresh database for a test: a SQLite file, or a PostgreSQL database of its own.
+
+use std::path::Path;
+
+use longshore::db::Db;
+use sea_orm::ConnectionTrait;
+use sea_orm::Database as Connect;
+use sea_orm::QueryResult;
+
+/// Which database a test runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Sqlite,
+    Postgres,
+}
+
+/// A database, gone with the test.
+pub struct Database {
+    pub url: String,
+    /// The PostgreSQL database to drop.
+    drop: Option<(String, String)>,
+}
+
+impl Database {
+    /// A SQLite file in `folder`.
+    pub fn sqlite(folder: &Path) -> Self {
+        Self { url: format!("sqlite://{}/longshore.db", folder.display()), drop: None }
+    }
+
+    /// A new database on the server that the tests were given.
+    pub async fn postgres() -> Self {
+        let server = std::env::var("LONGSHORE_TEST_POSTGRES_URL")
+            .expect("tests/run.sh sets LONGSHORE_TEST_POSTGRES_URL");
+        let name = format!("longshore_test_{}", uuid::Uuid::new_v4().simple());
+        let connection = Connect::connect(&server).await.unwrap();
+        connection.execute_unprepared(&format!("CREATE DATABASE {name}")).await.unwrap();
+        connection.close().await.unwrap();
+        let (base, _) = server.rsplit_once('/').unwrap();
+        Self { url: format!("{base}/{name}"), drop: Some((server, name)) }
+    }
+
+    /// A fresh database of `kind`.
+    pub async fn of(kind: Kind, folder: &Path) -> Self {
+        match kind {
+            Kind::Sqlite => Self::sqlite(folder),
+            Kind::Postgres => Self::postgres().await,
+        }
+    }
+
+    /// A connection of the test's own, with the schema in place.
+    pub async fn open(&self) -> Db {
+        let db = Db::connect(&self.url).await.unwrap();
+        db.migrate().await.unwrap();
+        db
+    }
+
+    /// The rows that a query answers. For reading what the server under test has written.
+    pub async fn query(&self, sql: &str) -> Vec<QueryResult> {
+        let db = Db::connect(&self.url).await.unwrap();
+        let statement = longshore::db::statement(db.read(), sql, []);
+        db.read().query_all_raw(statement).await.unwrap()
+    }
+
+    /// The one number that a query answers.
+    pub async fn count(&self, sql: &str) -> i64 {
+        self.query(sql).await[0].try_get_by_index(0).unwrap()
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let Some((server, name)) = self.drop.take() else { return };
+        // A runtime of its own: the test's may be gone, and may not be blocked.
+        let dropped = std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let connection = Connect::connect(&server).await.unwrap();
+                let sql = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
+                connection.execute_unprepared(&sql).await.unwrap();
+            });
+        });
+        assert!(
+            dropped.join().is_ok() || std::thread::panicking(),
+            "the test's database was not dropped"
+        );
+    }
+}

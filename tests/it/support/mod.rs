@@ -1,0 +1,27 @@
+//! What every test stands on: a sandbox, a fresh database, the real binary, and a client of it.
+
+mod client;
+mod database;
+mod env;
+mod process;
+
+pub use client::Client;
+pub use client::Part;
+pub use database::Database;
+pub use env::Env;
+pub use env::Options;
+pub use process::Process;
+
+use std::time::Duration;
+
+/// Asks `probe` until it answers, for `patience` at most.
+pub async fn eventually<T>(patience: Duration, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = tokio::time::Instant::now() + patience;
+    loop {
+        if let Some(value) = probe().await {
+            return value;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "not true within {patience:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
