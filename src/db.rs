@@ -2,7 +2,7 @@
 //!
 //! Reads go to [`Db::read`]. Writes are closures over a transaction, handed to [`Db::intake`] (what
 //! a client waits for) or [`Db::work`] (what workers report). On SQLite, which has one writer, both
-//! end in one [`group`] that commits many of them together, the intake's first; on PostgreSQL the
+//! end in one group that commits many of them together, the intake's first; on PostgreSQL the
 //! intake writes on its own connections and only the workers' writes are grouped.
 
 mod group;

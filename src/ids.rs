@@ -52,7 +52,7 @@ macro_rules! minted_id {
 pub struct NotAnId;
 
 minted_id! {
-    /// A file, inside this program and its database. Clients see its [`managed::ManagedFileId`].
+    /// A file, inside this program and its database. Clients see its [`managed::ManagedId`].
     FileId, "file_"
 }
 minted_id! {

@@ -104,10 +104,13 @@ impl Lease {
     }
 }
 
+/// By job, with the epoch that the lease is for.
+type Leases = HashMap<JobId, (i64, Arc<Lease>)>;
+
 /// All leases of this process.
 #[derive(Clone, Debug, Default)]
 pub struct Held {
-    leases: Arc<Mutex<HashMap<JobId, (i64, Arc<Lease>)>>>,
+    leases: Arc<Mutex<Leases>>,
     /// Held from before a claim until its jobs are in `leases`, so that a renewal never takes a fresh
     /// claim for one that got lost.
     claiming: Arc<tokio::sync::Mutex<()>>,
@@ -142,7 +145,7 @@ impl Held {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, (i64, Arc<Lease>)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Leases> {
         self.leases.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
@@ -231,7 +234,7 @@ impl Held {
         &self,
         app: &App,
         worker: &WorkerId,
-        held: &HashMap<JobId, (i64, Arc<Lease>)>,
+        held: &Leases,
     ) -> Result<(), sea_orm::DbErr> {
         for (job, (epoch, lease)) in held {
             let Some(progress) = lease.unreported_progress() else { continue };

@@ -23,8 +23,11 @@ const CAPACITY: usize = 64;
 /// all where the intake that checked it is in the same process.
 #[derive(Clone, Debug, Default)]
 pub struct EditsCache {
-    entries: Arc<Mutex<VecDeque<(FileId, Arc<OnceCell<Edits>>)>>>,
+    entries: Arc<Mutex<VecDeque<Entry>>>,
 }
+
+/// A file, and its edits once somebody has found them.
+type Entry = (FileId, Arc<OnceCell<Edits>>);
 
 impl EditsCache {
     /// Remembers what the intake found.

@@ -164,17 +164,11 @@ fn read_file(origin: Origin, fields: &str) -> Option<ManagedId> {
     // A content type of LiteLLM may itself hold a `;`, so the fields are found by their names.
     let (content_type, rest) = fields.split_once(";unified_id,")?;
     let (uuid, rest) = rest.split_once(";target_model_names,")?;
-    let (names, rest) = match rest.split_once(";llm_output_file_id,") {
-        Some((names, rest)) => (names, Some(rest)),
+    let (names, output) = match (origin, rest.split_once(";llm_output_file_id,")) {
+        (_, Some((names, rest))) => (names, read_output(origin, rest)?),
         // LiteLLM's oldest ids end here.
-        None => (rest, None),
-    };
-    let output = match rest.and_then(|rest| rest.split_once(";llm_output_file_model_id,")) {
-        Some((file, model)) if !file.is_empty() && file != "None" => Some(OutputFile {
-            provider_file_id: origin.unescape(file)?,
-            deployment_id: origin.unescape(model)?,
-        }),
-        _ => None,
+        (Origin::LiteLlm, None) => (rest, None),
+        (Origin::Longshore, None) => return None,
     };
     let names = names.split(',').filter(|name| !name.is_empty());
     Some(ManagedId::File {
@@ -183,6 +177,22 @@ fn read_file(origin: Origin, fields: &str) -> Option<ManagedId> {
         target_model_names: names.map(|name| origin.unescape(name)).collect::<Option<_>>()?,
         output,
     })
+}
+
+/// The provider's side: empty, or (LiteLLM) `None`, for a file that a client uploaded.
+fn read_output(origin: Origin, fields: &str) -> Option<Option<OutputFile>> {
+    let (file, model) = match (origin, fields.split_once(";llm_output_file_model_id,")) {
+        (_, Some(both)) => both,
+        (Origin::LiteLlm, None) => return Some(None),
+        (Origin::Longshore, None) => return None,
+    };
+    if file.is_empty() || file == "None" {
+        return Some(None);
+    }
+    Some(Some(OutputFile {
+        provider_file_id: origin.unescape(file)?,
+        deployment_id: origin.unescape(model)?,
+    }))
 }
 
 fn read_object(origin: Origin, fields: &str) -> Option<ManagedId> {

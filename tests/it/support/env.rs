@@ -1,5 +1,6 @@
 //! A whole installation for one test: sandbox, database, configuration, server.
 
+use std::path::Path;
 use std::path::PathBuf;
 
 use longshore::sandbox::Sandbox;
@@ -75,7 +76,7 @@ impl Env {
             configuration(&options, &sandbox, &database),
         )
         .unwrap();
-        let (server, client) = start(&folder.path().to_path_buf(), options.command);
+        let (server, client) = start(folder.path(), options.command);
         Self { sandbox, database, server, client, options, folder }
     }
 
@@ -126,7 +127,7 @@ fn count_files(folder: &std::path::Path) -> usize {
         .sum()
 }
 
-fn start(folder: &PathBuf, command: &str) -> (Process, Client) {
+fn start(folder: &Path, command: &str) -> (Process, Client) {
     let environment = [("LONGSHORE_LOG", "debug,sqlx=warn,hyper=info,sea_orm=info")];
     let mut server = Process::start(folder, &["--log-format", "json", command], &environment);
     let line = server.logged("listening on http://");
