@@ -10,6 +10,7 @@ mod redis;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -59,6 +60,7 @@ struct Inner {
     cancel: Notify,
     waiters: Mutex<HashMap<Uuid, Waiters>>,
     count: AtomicUsize,
+    is_closing: AtomicBool,
     /// Where the loop stands in the events. `None` while nobody waits.
     cursor: tokio::sync::Mutex<Option<Cursor>>,
     relay: Option<Relay>,
@@ -107,6 +109,18 @@ impl Notices {
     /// Whether Redis, if configured, can be reached.
     pub fn is_degraded(&self) -> bool {
         self.inner.relay.as_ref().is_some_and(|relay| !relay.is_connected())
+    }
+
+    /// Wakes everybody for good: the process ends, and who waits is answered with what there is.
+    pub fn close(&self) {
+        self.inner.is_closing.store(true, Ordering::Release);
+        for waiters in self.inner.lock_waiters().values() {
+            waiters.notify.notify_waiters();
+        }
+    }
+
+    pub fn is_closing(&self) -> bool {
+        self.inner.is_closing.load(Ordering::Acquire)
     }
 
     pub fn waiters(&self) -> usize {

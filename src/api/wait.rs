@@ -70,7 +70,7 @@ where
     loop {
         let changed = waiting.changed();
         let current = read().await?;
-        if is_final(&current) || Instant::now() >= deadline {
+        if is_final(&current) || Instant::now() >= deadline || app.notices.is_closing() {
             return Ok(current);
         }
         drop(current);

@@ -176,6 +176,11 @@ impl Running {
             let api = Api::new(app.clone());
             let (router, drain, stop) = (api.router(), app.config.workers.drain, shutdown.clone());
             running.beside.push(tokio::spawn(async move { api.run().await }));
+            let (notices, closing) = (app.notices.clone(), shutdown.clone());
+            running.beside.push(tokio::spawn(async move {
+                closing.cancelled().await;
+                notices.close();
+            }));
             running.intake = Some(tokio::spawn(async move {
                 server::serve(listener, router, stop.cancelled_owned(), drain).await;
             }));
