@@ -1,5 +1,6 @@
 //! Logs and metrics: tracing to standard error, Prometheus at `/metrics`.
 
+use std::io::IsTerminal as _;
 use std::sync::OnceLock;
 
 use metrics_exporter_prometheus::Matcher;
@@ -38,7 +39,8 @@ pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).map_err(|error| {
         anyhow::anyhow!("`LONGSHORE_LOG`: `{filter}` is not a log filter: {error}")
     })?;
-    let layer = fmt::layer().with_writer(std::io::stderr);
+    let layer =
+        fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let layer = match format {
         LogFormat::Pretty => layer.with_target(false).boxed(),
         LogFormat::Json => layer.json().flatten_event(true).with_span_list(true).boxed(),

@@ -23,11 +23,8 @@ impl ConfigCommand {
             Self::Example => print!("{}", config::example()),
             Self::Check => {
                 let loaded = start.load()?;
-                match &loaded.source {
-                    Source::File(path) => println!("{} is in order", path.display()),
-                    Source::Defaults => {
-                        println!("there is no longshore.toml here; the defaults hold")
-                    }
+                if let Source::File(path) = &loaded.source {
+                    println!("{} is in order", path.display());
                 }
                 for sentence in &loaded.found {
                     println!("{sentence}");

@@ -75,11 +75,8 @@ pub async fn run(start: &Start, parts: Parts) -> Result<ExitCode, Failed> {
 }
 
 fn say_what_was_found(loaded: &Loaded) {
-    match &loaded.source {
-        Source::File(path) => tracing::info!("configuration: {}", path.display()),
-        Source::Defaults => {
-            tracing::info!("no longshore.toml here: starting on the embedded defaults")
-        }
+    if let Source::File(path) = &loaded.source {
+        tracing::info!("configuration: {}", path.display());
     }
     for sentence in &loaded.found {
         tracing::info!("{sentence}");
