@@ -255,24 +255,36 @@ pub async fn requeue(
     Ok(rows.into_iter().map(|row| row.id).collect())
 }
 
-/// Finished jobs older than `before`, with their attempts, at most `limit` of them. A failed upload
-/// that a mapping still shows is kept: it can be retried.
+#[derive(FromQueryResult)]
+struct Id {
+    id: JobId,
+}
+
+/// Finished jobs of one status older than `before`, with their attempts, at most `limit` of them. A
+/// failed upload that a mapping still shows is kept: it can be retried.
 pub async fn prune(
     tx: &impl ConnectionTrait,
-    statuses: &str,
+    status: JobStatus,
     before: Timestamp,
     limit: u32,
 ) -> Result<u64, DbErr> {
-    let chosen = format!(
-        "SELECT id FROM jobs WHERE status IN ({statuses}) AND finished_at IS NOT NULL AND finished_at < $1 \
+    // Said twice, for a job that was queued again between the choice and its turn.
+    let old = format!("status = '{status}' AND finished_at < $1 AND finished_at IS NOT NULL");
+    let sql = format!(
+        "DELETE FROM jobs WHERE {old} AND id IN (SELECT id FROM jobs WHERE {old} \
          AND NOT EXISTS (SELECT 1 FROM mappings WHERE mappings.job_id = jobs.id AND mappings.status = 'failed') \
-         ORDER BY finished_at LIMIT $2"
+         ORDER BY finished_at LIMIT $2) RETURNING id"
     );
-    let values = || -> [Value; 2] { [before.0.into(), limit.into()] };
-    let attempts = format!("DELETE FROM job_attempts WHERE job_id IN ({chosen})");
-    tx.execute_raw(statement(tx, &attempts, values())).await?;
-    let jobs = format!("DELETE FROM jobs WHERE id IN ({chosen})");
-    Ok(tx.execute_raw(statement(tx, &jobs, values())).await?.rows_affected())
+    let values: [Value; 2] = [before.0.into(), limit.into()];
+    let pruned = Id::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
+    // By what was deleted: a second look for what is old may find other jobs.
+    for chunk in pruned.chunks(500) {
+        let sql =
+            format!("DELETE FROM job_attempts WHERE job_id IN ({})", placeholders(1, chunk.len()));
+        let values: Vec<Value> = chunk.iter().map(|row| row.id.0.into()).collect();
+        tx.execute_raw(statement(tx, &sql, values)).await?;
+    }
+    Ok(pruned.len() as u64)
 }
 
 /// How many jobs there are and since when the oldest waits, by kind and lane, for the metrics.
