@@ -230,28 +230,21 @@ pub async fn request_cancel(
     Ok(result.rows_affected() == 1)
 }
 
-/// Queues failed or cancelled jobs again, with all their attempts. Answers those that it queued.
-pub async fn requeue(
-    tx: &impl ConnectionTrait,
-    now: Timestamp,
-    ids: &[JobId],
-) -> Result<Vec<JobId>, DbErr> {
-    #[derive(FromQueryResult)]
-    struct Row {
-        id: JobId,
-    }
+/// Queues failed or cancelled jobs again, with all their attempts, due at once. Answers those that it
+/// queued.
+pub async fn requeue(tx: &impl ConnectionTrait, ids: &[JobId]) -> Result<Vec<JobId>, DbErr> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }
     let sql = format!(
         "UPDATE jobs SET status = 'queued', attempt = 0, deaths = 0, error = NULL, progress = NULL, \
-         cancel_requested_at = NULL, finished_at = NULL, started_at = NULL, run_at = $1 \
+         cancel_requested_at = NULL, finished_at = NULL, started_at = NULL, run_at = {} \
          WHERE status IN ('failed', 'cancelled') AND id IN ({}) RETURNING id",
-        placeholders(2, ids.len())
+        db::now(tx),
+        placeholders(1, ids.len())
     );
-    let mut values: Vec<Value> = vec![now.0.into()];
-    values.extend(ids.iter().map(|id| Value::from(id.0)));
-    let rows = Row::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
+    let values: Vec<Value> = ids.iter().map(|id| id.0.into()).collect();
+    let rows = Id::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
     Ok(rows.into_iter().map(|row| row.id).collect())
 }
 
