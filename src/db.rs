@@ -7,9 +7,11 @@
 
 mod group;
 
+use std::panic::AssertUnwindSafe;
 use std::str::FromStr;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use migrations::Migrator;
 use migrations::MigratorTrait;
@@ -256,7 +258,7 @@ where
     let mut conflicts = 0;
     loop {
         let tx = group::begin(pool).await?;
-        let error = match write(&tx).await {
+        let error = match attempt(write, &tx).await {
             Ok(value) => match tx.commit().await {
                 Ok(()) => return Ok(value),
                 Err(error) => E::from(error),
@@ -271,6 +273,16 @@ where
             return Err(error);
         }
     }
+}
+
+/// Runs `write` once. A panic in it is an error of its own: the writer goes on for all others.
+async fn attempt<T, E, F>(write: &F, tx: &DatabaseTransaction) -> Result<T, E>
+where
+    F: for<'t> Fn(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync,
+    E: WriteError,
+{
+    let run = AssertUnwindSafe(async { write(tx).await }).catch_unwind().await;
+    run.unwrap_or_else(|_| Err(DbErr::Custom("a write panicked".to_owned()).into()))
 }
 
 /// A statement whose parameters are `$1`, `$2`, … on either database.

@@ -15,6 +15,7 @@ use crate::files;
 use crate::idempotency;
 use crate::jobs;
 use crate::jobs::Failure;
+use crate::jobs::JobStatus;
 use crate::jobs::lanes;
 use crate::jobs::lanes::PauseReason;
 use crate::notices::Hint;
@@ -92,19 +93,15 @@ async fn fail_those_who_wait_in_vain(app: &App) -> Result<(), DbErr> {
 
 async fn prune(app: &App) -> Result<(), DbErr> {
     let now = app.clock.now();
-    let kept = app.config.retention.clone();
-    in_chunks(app, move |tx| {
-        let before = now.before(kept.finished_jobs);
-        Box::pin(
-            async move { jobs::store::prune(tx, "'succeeded', 'cancelled'", before, CHUNK).await },
-        )
-    })
-    .await?;
-    in_chunks(app, move |tx| {
-        let before = now.before(kept.failed_jobs);
-        Box::pin(async move { jobs::store::prune(tx, "'failed'", before, CHUNK).await })
-    })
-    .await?;
+    let kept = &app.config.retention;
+    for (status, kept) in [
+        (JobStatus::Succeeded, kept.finished_jobs),
+        (JobStatus::Cancelled, kept.finished_jobs),
+        (JobStatus::Failed, kept.failed_jobs),
+    ] {
+        let before = now.before(kept);
+        in_chunks(app, move |tx| Box::pin(jobs::store::prune(tx, status, before, CHUNK))).await?;
+    }
     in_chunks(app, move |tx| Box::pin(events::prune(tx, now.before(EVENTS_KEPT), CHUNK))).await?;
     in_chunks(app, move |tx| Box::pin(idempotency::prune(tx, now, CHUNK))).await
 }

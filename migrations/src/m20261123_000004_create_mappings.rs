@@ -31,6 +31,7 @@ crate::migration! {
         );
         CREATE INDEX mappings_by_provider_file ON mappings (provider, provider_file_id)
             WHERE provider_file_id IS NOT NULL;
+        CREATE INDEX mappings_failed ON mappings (job_id) WHERE status = 'failed';
         CREATE TABLE strays (
             id {uuid} PRIMARY KEY NOT NULL,
             mapping_id {uuid} NOT NULL REFERENCES mappings (id),

@@ -21,6 +21,7 @@ crate::migration! {
         );
         CREATE INDEX idempotency_keys_unanswered ON idempotency_keys (owner, path, fingerprint)
             WHERE idempotency_key IS NULL;
+        CREATE INDEX idempotency_keys_held ON idempotency_keys (holder) WHERE holder IS NOT NULL;
         CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);
     ",
     down: "DROP TABLE idempotency_keys;"

@@ -19,6 +19,8 @@ use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 
 use super::WriteError;
+use super::attempt;
+use super::is_conflict;
 use super::write_alone;
 
 /// A group is closed after this long, so that no write transaction holds the SQLite writer longer.
@@ -82,7 +84,9 @@ impl Group {
 trait Write: Send {
     /// Runs it; `true` if what it wrote is to stay.
     async fn run(&mut self, tx: &DatabaseTransaction) -> bool;
-    /// Runs it on its own, because its group came to nothing, and answers.
+    /// Whether it was broken off for another transaction's sake, and may pass when begun anew.
+    fn has_lost_a_conflict(&self) -> bool;
+    /// Runs it on its own, because its group came to nothing or it lost a conflict, and answers.
     async fn run_alone(self: Box<Self>, connection: &DatabaseConnection);
     /// Answers, now that the commit is on disk.
     fn answer(self: Box<Self>);
@@ -102,10 +106,14 @@ where
     E: WriteError,
 {
     async fn run(&mut self, tx: &DatabaseTransaction) -> bool {
-        let result = (self.write)(tx).await;
+        let result = attempt(self.write.as_ref(), tx).await;
         let keep = result.is_ok();
         self.result = Some(result);
         keep
+    }
+
+    fn has_lost_a_conflict(&self) -> bool {
+        matches!(&self.result, Some(Err(error)) if error.as_db_err().is_some_and(is_conflict))
     }
 
     async fn run_alone(self: Box<Self>, connection: &DatabaseConnection) {
@@ -167,8 +175,8 @@ async fn commit_group(
     metrics::histogram!("longshore_db_group_seconds").record(begun.elapsed().as_secs_f64());
     for write in done {
         match committed {
-            Ok(()) => write.answer(),
-            Err(_) => write.run_alone(connection).await,
+            Ok(()) if !write.has_lost_a_conflict() => write.answer(),
+            _ => write.run_alone(connection).await,
         }
     }
 }

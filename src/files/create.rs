@@ -73,7 +73,7 @@ pub async fn send_to_more(
 ) -> Result<FileView, Error> {
     let file = &view.file;
     // The lock comes first: two requests at once must not both find a deployment missing.
-    mappings::store::statuses(tx, file.id).await?;
+    store::lock(tx, file.id).await?;
     let current =
         store::find_by_id(tx, file.id).await?.filter(|view| view.file.deleted_at.is_none());
     let current = current.ok_or_else(|| Error::no_such("file", "file_id", &file.managed_id))?;
@@ -133,14 +133,12 @@ async fn send(
 }
 
 /// Queues the failed mappings of a file again, with all their attempts.
-pub async fn retry(
-    tx: &DatabaseTransaction,
-    now: Timestamp,
-    view: &FileView,
-) -> Result<FileView, Error> {
+pub async fn retry(tx: &DatabaseTransaction, view: &FileView) -> Result<FileView, Error> {
     let file = &view.file;
+    // Another mapping that ends meanwhile must see these at work again.
+    store::lock(tx, file.id).await?;
     let failed = mappings::store::failed_jobs(tx, file.id).await?;
-    let queued = jobs::store::requeue(tx, now, &failed).await?;
+    let queued = jobs::store::requeue(tx, &failed).await?;
     if mappings::store::revive(tx, &queued).await? > 0 {
         store::set_status(tx, file.id, FileStatus::Uploaded, None).await?;
     }

@@ -10,6 +10,7 @@ use sea_orm::Value;
 
 use super::FileStatus;
 use crate::clock::Timestamp;
+use crate::db::is_postgres;
 use crate::db::placeholders;
 use crate::db::statement;
 use crate::ids::FileId;
@@ -275,6 +276,17 @@ async fn mappings_of(
         }
     }
     Ok(found)
+}
+
+/// Holds a file until the transaction ends, so that whoever changes its mappings sees what others
+/// changed. (SQLite has one writer anyway.)
+pub async fn lock(tx: &impl ConnectionTrait, id: FileId) -> Result<(), DbErr> {
+    if is_postgres(tx) {
+        // Beside the key-share locks that the mappings' foreign key takes, or two could wait for each other.
+        let sql = "SELECT 1 FROM files WHERE id = $1 FOR NO KEY UPDATE";
+        tx.execute_raw(statement(tx, sql, [id.0.into()])).await?;
+    }
+    Ok(())
 }
 
 /// Sets the status that follows from the mappings. `true` when that changed something.

@@ -69,7 +69,7 @@ async fn give_up(
 }
 
 /// Queues a failed or cancelled job again, with all its attempts.
-pub async fn retry(tx: &DatabaseTransaction, now: Timestamp, job: &Job) -> Result<(), Error> {
+pub async fn retry(tx: &DatabaseTransaction, job: &Job) -> Result<(), Error> {
     if !matches!(job.status()?, JobStatus::Failed | JobStatus::Cancelled) {
         return Err(Error::Conflict {
             code: "job_not_failed",
@@ -87,6 +87,8 @@ pub async fn retry(tx: &DatabaseTransaction, now: Timestamp, job: &Job) -> Resul
     };
     if job.kind == "upload_file" {
         let file_id = job.file_id.ok_or_else(superseded)?;
+        // Another mapping that ends meanwhile must see this one at work again.
+        files::store::lock(tx, file_id).await?;
         let file = files::store::find_by_id(tx, file_id)
             .await?
             .filter(|view| view.file.deleted_at.is_none());
@@ -95,7 +97,7 @@ pub async fn retry(tx: &DatabaseTransaction, now: Timestamp, job: &Job) -> Resul
             return Err(superseded());
         }
     }
-    let queued = store::requeue(tx, now, &[job.id]).await?;
+    let queued = store::requeue(tx, &[job.id]).await?;
     if queued.is_empty() {
         return Err(superseded());
     }

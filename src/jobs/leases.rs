@@ -63,7 +63,8 @@ impl Claimed {
     }
 }
 
-/// Claims up to `slots` ready jobs of a lane, owners taking turns, beginning behind `last_owner`.
+/// Claims up to `slots` ready jobs of a lane, owners taking turns, beginning behind `last_owner`. They
+/// are answered in the order of the turns: the next claim begins behind the last one's owner.
 ///
 /// The caller holds the lane (see [`super::lanes::enter`]), so no other worker claims in it meanwhile.
 pub async fn claim(
@@ -74,10 +75,10 @@ pub async fn claim(
     last_owner: &str,
     slots: usize,
 ) -> Result<Vec<Claimed>, DbErr> {
-    let mut chosen: Vec<Value> = Vec::new();
+    let mut chosen: Vec<JobId> = Vec::new();
     for rank in 0..=1 {
         if chosen.len() < slots {
-            choose(tx, lane, rank, last_owner, slots, &mut chosen).await?;
+            chosen.extend(choose(tx, lane, rank, last_owner, slots - chosen.len()).await?);
         }
     }
     if chosen.is_empty() {
@@ -93,42 +94,45 @@ pub async fn claim(
         placeholders(3, chosen.len())
     );
     let mut values: Vec<Value> = vec![worker.0.clone().into(), millis(lease).into()];
-    values.extend(chosen);
-    Claimed::find_by_statement(statement(tx, &sql, values)).all(tx).await
+    values.extend(chosen.iter().map(|id| Value::from(id.0)));
+    let mut claims = Claimed::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
+    claims.sort_by_key(|claim| chosen.iter().position(|id| *id == claim.id));
+    Ok(claims)
 }
 
-/// Adds ready jobs of one rank to `chosen`, a fair share of the slots for each owner in turn.
+/// Chooses ready jobs of one rank, a fair share of the slots for each owner, in the order of the turns.
 async fn choose(
     tx: &impl ConnectionTrait,
     lane: &Lane,
     rank: i32,
     last_owner: &str,
     slots: usize,
-    chosen: &mut Vec<Value>,
-) -> Result<(), DbErr> {
+) -> Result<Vec<JobId>, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         id: JobId,
     }
-    let mut owners = owners_behind(tx, lane, rank, last_owner, MAX_OWNERS).await?;
+    let mut owners = due_owners(tx, lane, rank, last_owner, None, MAX_OWNERS).await?;
     if owners.len() < MAX_OWNERS {
-        let wrapped = owners_behind(tx, lane, rank, "", MAX_OWNERS - owners.len()).await?;
-        owners.extend(wrapped.into_iter().take_while(|owner| owner.as_str() <= last_owner));
+        let room = MAX_OWNERS - owners.len();
+        owners.extend(due_owners(tx, lane, rank, "", Some(last_owner), room).await?);
     }
-    // The first round gives each owner its share; the second gives what others left to who has more.
     let lock = if is_postgres(tx) { "FOR UPDATE SKIP LOCKED" } else { "" };
     let sql = format!(
         "SELECT id FROM jobs WHERE lane = $1 AND rank = $2 AND owner = $3 AND {READY} \
          AND kind IN ({}) AND run_at <= {} ORDER BY run_at, id LIMIT $4 OFFSET $5 {lock}",
         quoted(&Work::KINDS),
-        db::now(tx),
+        due(tx),
     );
+    // Each with its owner's place, and its place among the owner's.
+    let mut chosen: Vec<(usize, usize, JobId)> = Vec::new();
     let mut taken = vec![0; owners.len()];
+    // The first round gives each owner its share; the second gives what others left to who has more.
     for is_first_round in [true, false] {
         for (place, owner) in owners.iter().enumerate() {
             let left = slots - chosen.len();
             if left == 0 {
-                return Ok(());
+                break;
             }
             let share = if is_first_round { left.div_ceil(owners.len() - place) } else { left };
             if !is_first_round && taken[place] == 0 {
@@ -142,42 +146,57 @@ async fn choose(
                 (taken[place] as u64).into(),
             ];
             let rows = Row::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
+            let before = taken[place];
             // Fewer than the share: this owner has no more, and the second round passes it over.
             taken[place] = if rows.len() < share { 0 } else { rows.len() };
-            chosen.extend(rows.into_iter().map(|row| Value::from(row.id.0)));
+            let rows = rows.into_iter().enumerate();
+            chosen.extend(rows.map(|(number, row)| (before + number, place, row.id)));
         }
         if owners.len() < 2 {
-            return Ok(());
+            break;
         }
     }
-    Ok(())
+    chosen.sort_by_key(|(number, place, _)| (*number, *place));
+    Ok(chosen.into_iter().map(|(_, _, id)| id).collect())
 }
 
-/// Owners with waiting jobs in a lane, in order, behind `last`: a walk over the index that reads one
-/// entry per owner, however many jobs each has.
-async fn owners_behind(
+/// Owners with jobs in a lane that are due, in order, behind `last` and up to `end`: a walk over the
+/// index that reads two entries per owner, however many jobs each has. Owners whose jobs all rest take
+/// no turn. The order is the database's, so it alone compares names.
+async fn due_owners(
     tx: &impl ConnectionTrait,
     lane: &Lane,
     rank: i32,
     last: &str,
+    end: Option<&str>,
     limit: usize,
 ) -> Result<Vec<String>, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         owner: String,
     }
-    let first = format!(
-        "SELECT min(owner) FROM jobs WHERE lane = $1 AND rank = $2 AND {READY} AND owner >"
-    );
+    let bound = if end.is_some() { "AND owner <= $5" } else { "" };
+    let waiting = format!("FROM jobs WHERE lane = $1 AND rank = $2 AND {READY}");
+    let first = format!("SELECT min(owner) {waiting} {bound} AND owner >");
     let sql = format!(
         "WITH RECURSIVE turn(owner) AS (SELECT ({first} $3) UNION ALL \
          SELECT ({first} turn.owner) FROM turn WHERE turn.owner IS NOT NULL) \
-         SELECT owner FROM turn WHERE owner IS NOT NULL LIMIT $4"
+         SELECT owner FROM turn WHERE owner IS NOT NULL \
+         AND (SELECT min(run_at) {waiting} AND owner = turn.owner AND kind IN ({})) <= {} LIMIT $4",
+        quoted(&Work::KINDS),
+        due(tx),
     );
-    let values: [Value; 4] =
-        [lane.0.clone().into(), rank.into(), last.into(), (limit as u64).into()];
+    let mut values: Vec<Value> =
+        vec![lane.0.clone().into(), rank.into(), last.into(), (limit as u64).into()];
+    values.extend(end.map(Value::from));
     let rows = Row::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
     Ok(rows.into_iter().map(|row| row.owner).collect())
+}
+
+/// The database's clock, read once for a statement: PostgreSQL takes a volatile function into no
+/// condition of an index, and would read all that rests.
+fn due(db: &impl ConnectionTrait) -> String {
+    format!("(SELECT {})", db::now(db))
 }
 
 fn quoted(words: &[&str]) -> String {

@@ -230,49 +230,54 @@ pub async fn request_cancel(
     Ok(result.rows_affected() == 1)
 }
 
-/// Queues failed or cancelled jobs again, with all their attempts. Answers those that it queued.
-pub async fn requeue(
-    tx: &impl ConnectionTrait,
-    now: Timestamp,
-    ids: &[JobId],
-) -> Result<Vec<JobId>, DbErr> {
-    #[derive(FromQueryResult)]
-    struct Row {
-        id: JobId,
-    }
+/// Queues failed or cancelled jobs again, with all their attempts, due at once. Answers those that it
+/// queued.
+pub async fn requeue(tx: &impl ConnectionTrait, ids: &[JobId]) -> Result<Vec<JobId>, DbErr> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }
     let sql = format!(
         "UPDATE jobs SET status = 'queued', attempt = 0, deaths = 0, error = NULL, progress = NULL, \
-         cancel_requested_at = NULL, finished_at = NULL, started_at = NULL, run_at = $1 \
+         cancel_requested_at = NULL, finished_at = NULL, started_at = NULL, run_at = {} \
          WHERE status IN ('failed', 'cancelled') AND id IN ({}) RETURNING id",
-        placeholders(2, ids.len())
+        db::now(tx),
+        placeholders(1, ids.len())
     );
-    let mut values: Vec<Value> = vec![now.0.into()];
-    values.extend(ids.iter().map(|id| Value::from(id.0)));
-    let rows = Row::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
+    let values: Vec<Value> = ids.iter().map(|id| id.0.into()).collect();
+    let rows = Id::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
     Ok(rows.into_iter().map(|row| row.id).collect())
 }
 
-/// Finished jobs older than `before`, with their attempts, at most `limit` of them. A failed upload
-/// that a mapping still shows is kept: it can be retried.
+#[derive(FromQueryResult)]
+struct Id {
+    id: JobId,
+}
+
+/// Finished jobs of one status older than `before`, with their attempts, at most `limit` of them. A
+/// failed upload that a mapping still shows is kept: it can be retried.
 pub async fn prune(
     tx: &impl ConnectionTrait,
-    statuses: &str,
+    status: JobStatus,
     before: Timestamp,
     limit: u32,
 ) -> Result<u64, DbErr> {
-    let chosen = format!(
-        "SELECT id FROM jobs WHERE status IN ({statuses}) AND finished_at IS NOT NULL AND finished_at < $1 \
+    // Said twice, for a job that was queued again between the choice and its turn.
+    let old = format!("status = '{status}' AND finished_at < $1 AND finished_at IS NOT NULL");
+    let sql = format!(
+        "DELETE FROM jobs WHERE {old} AND id IN (SELECT id FROM jobs WHERE {old} \
          AND NOT EXISTS (SELECT 1 FROM mappings WHERE mappings.job_id = jobs.id AND mappings.status = 'failed') \
-         ORDER BY finished_at LIMIT $2"
+         ORDER BY finished_at LIMIT $2) RETURNING id"
     );
-    let values = || -> [Value; 2] { [before.0.into(), limit.into()] };
-    let attempts = format!("DELETE FROM job_attempts WHERE job_id IN ({chosen})");
-    tx.execute_raw(statement(tx, &attempts, values())).await?;
-    let jobs = format!("DELETE FROM jobs WHERE id IN ({chosen})");
-    Ok(tx.execute_raw(statement(tx, &jobs, values())).await?.rows_affected())
+    let values: [Value; 2] = [before.0.into(), limit.into()];
+    let pruned = Id::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
+    // By what was deleted: a second look for what is old may find other jobs.
+    for chunk in pruned.chunks(500) {
+        let sql =
+            format!("DELETE FROM job_attempts WHERE job_id IN ({})", placeholders(1, chunk.len()));
+        let values: Vec<Value> = chunk.iter().map(|row| row.id.0.into()).collect();
+        tx.execute_raw(statement(tx, &sql, values)).await?;
+    }
+    Ok(pruned.len() as u64)
 }
 
 /// How many jobs there are and since when the oldest waits, by kind and lane, for the metrics.

@@ -10,6 +10,7 @@ use crate::clock::Timestamp;
 use crate::db::is_postgres;
 use crate::db::placeholders;
 use crate::db::statement;
+use crate::files;
 use crate::ids::FileId;
 use crate::ids::JobId;
 use crate::ids::MappingId;
@@ -250,14 +251,7 @@ pub async fn statuses(
         model: String,
         status: String,
     }
-    if is_postgres(tx) {
-        tx.execute_raw(statement(
-            tx,
-            "SELECT 1 FROM files WHERE id = $1 FOR UPDATE",
-            [file_id.0.into()],
-        ))
-        .await?;
-    }
+    files::store::lock(tx, file_id).await?;
     let sql = "SELECT model, status FROM mappings WHERE file_id = $1 ORDER BY position";
     let rows = Row::find_by_statement(statement(tx, sql, [file_id.0.into()])).all(tx).await?;
     rows.into_iter().map(|row| Ok((row.model, row.status.parse().map_err(DbErr::Type)?))).collect()

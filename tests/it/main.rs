@@ -1,5 +1,6 @@
 //! The real binary against the built-in providers, on SQLite and on PostgreSQL.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod queue;
 mod support;
 mod uploads;

@@ -29,11 +29,16 @@ impl Database {
 
     /// A new database on the server that the tests were given.
     pub async fn postgres() -> Self {
+        Self::postgres_with("").await
+    }
+
+    /// A new database with `options` of `CREATE DATABASE`.
+    pub async fn postgres_with(options: &str) -> Self {
         let server = std::env::var("LONGSHORE_TEST_POSTGRES_URL")
             .expect("tests/run.sh sets LONGSHORE_TEST_POSTGRES_URL");
         let name = format!("longshore_test_{}", uuid::Uuid::new_v4().simple());
         let connection = Connect::connect(&server).await.unwrap();
-        connection.execute_unprepared(&format!("CREATE DATABASE {name}")).await.unwrap();
+        connection.execute_unprepared(&format!("CREATE DATABASE {name} {options}")).await.unwrap();
         connection.close().await.unwrap();
         let (base, _) = server.rsplit_once('/').unwrap();
         Self { url: format!("{base}/{name}"), drop: Some((server, name)) }

@@ -4,13 +4,16 @@ mod client;
 mod database;
 mod env;
 mod process;
+pub mod queue;
 
 pub use client::Client;
 pub use client::Part;
 pub use database::Database;
+pub use database::Kind;
 pub use env::Env;
 pub use env::Options;
 pub use process::Process;
+pub use queue::Queue;
 
 use std::time::Duration;
 

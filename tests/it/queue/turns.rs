@@ -1,0 +1,129 @@
+//! Whose job is next: owners take turns, and uploads go before looks.
+
+use std::time::Duration;
+
+use longshore::jobs::NewJob;
+
+use super::on_both;
+use crate::support::Database;
+use crate::support::Queue;
+use crate::support::queue::UNLIMITED;
+
+on_both!(
+    an_owner_with_ten_thousand_jobs_does_not_delay_another_with_ten,
+    owners_take_turns,
+    a_claim_of_several_jobs_goes_on_where_the_last_one_ended,
+    an_odd_slot_goes_round_too,
+    an_owner_gets_the_slots_that_others_leave,
+    owners_whose_jobs_all_rest_do_not_keep_others_from_their_turn,
+    owners_with_jobs_of_a_newer_version_do_not_keep_others_from_their_turn,
+    uploads_go_before_looks,
+    an_owners_jobs_go_in_the_order_in_which_they_are_due,
+);
+
+/// The owners of the next claims of `slots` each, in the order of the claims.
+async fn turns(queue: &Queue, claims: usize, slots: usize) -> Vec<String> {
+    let mut owners = Vec::new();
+    for _ in 0..claims {
+        let mut claimed: Vec<_> =
+            queue.claim_within(UNLIMITED, slots).await.into_iter().map(|job| job.owner).collect();
+        claimed.sort();
+        owners.push(claimed.concat());
+    }
+    owners
+}
+
+/// `each` uploads of every owner, the owners one after another.
+async fn enqueue(queue: &Queue, owners: &[&str], each: usize) {
+    let jobs: Vec<_> =
+        owners.iter().flat_map(|owner| (0..each).map(|_| queue.upload(owner))).collect();
+    queue.enqueue(jobs).await;
+}
+
+async fn an_owner_with_ten_thousand_jobs_does_not_delay_another_with_ten(queue: Queue) {
+    enqueue(&queue, &["many"], 10_000).await;
+    enqueue(&queue, &["few"], 10).await;
+    let mut few = 0;
+    for _ in 0..5 {
+        let claims = queue.claim_within(UNLIMITED, 4).await;
+        few += claims.iter().filter(|claim| claim.owner == "few").count();
+    }
+    assert_eq!(few, 10);
+}
+
+async fn owners_take_turns(queue: Queue) {
+    enqueue(&queue, &["c", "a", "b"], 3).await;
+    assert_eq!(turns(&queue, 9, 1).await, ["a", "b", "c", "a", "b", "c", "a", "b", "c"]);
+}
+
+async fn a_claim_of_several_jobs_goes_on_where_the_last_one_ended(queue: Queue) {
+    // The oldest jobs are those of the last owners, so that no order of rows is the order of turns.
+    enqueue(&queue, &["e", "d", "c", "b", "a"], 2).await;
+    assert_eq!(turns(&queue, 5, 2).await, ["ab", "cd", "ae", "bc", "de"]);
+}
+
+async fn an_odd_slot_goes_round_too(queue: Queue) {
+    enqueue(&queue, &["a", "b"], 6).await;
+    assert_eq!(turns(&queue, 4, 3).await, ["aab", "abb", "aab", "abb"]);
+}
+
+async fn an_owner_gets_the_slots_that_others_leave(queue: Queue) {
+    enqueue(&queue, &["a", "c"], 1).await;
+    enqueue(&queue, &["b"], 10).await;
+    assert_eq!(turns(&queue, 1, 9).await, ["abbbbbbbc"]);
+}
+
+async fn owners_whose_jobs_all_rest_do_not_keep_others_from_their_turn(queue: Queue) {
+    let resting: Vec<_> = (0..50)
+        .map(|number| NewJob {
+            delay: Duration::from_secs(3600),
+            ..queue.upload(&format!("a{number:02}"))
+        })
+        .collect();
+    queue.enqueue(resting).await;
+    enqueue(&queue, &["b"], 1).await;
+    assert_eq!(turns(&queue, 1, 1).await, ["b"]);
+}
+
+async fn owners_with_jobs_of_a_newer_version_do_not_keep_others_from_their_turn(queue: Queue) {
+    let newer: Vec<_> = (0..50).map(|number| queue.upload(&format!("a{number:02}"))).collect();
+    queue.enqueue(newer).await;
+    queue.sql("UPDATE jobs SET kind = 'of_a_newer_version'").await;
+    enqueue(&queue, &["b"], 1).await;
+    assert_eq!(turns(&queue, 1, 1).await, ["b"]);
+}
+
+async fn uploads_go_before_looks(queue: Queue) {
+    let looks = [queue.look("alice"), queue.look("bob")];
+    queue.enqueue(looks).await;
+    enqueue(&queue, &["alice", "bob"], 2).await;
+    let kinds: Vec<_> =
+        queue.claim_within(UNLIMITED, 5).await.into_iter().map(|claim| claim.kind).collect();
+    assert_eq!(kinds.iter().filter(|kind| *kind == "upload_file").count(), 4);
+    assert_eq!(queue.claim_within(UNLIMITED, 5).await.len(), 1);
+}
+
+async fn an_owners_jobs_go_in_the_order_in_which_they_are_due(queue: Queue) {
+    let jobs = [queue.upload("alice"), queue.upload("alice"), queue.upload("alice")];
+    let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
+    queue.enqueue(jobs).await;
+    let uuid = ids[2].0.simple();
+    let id = if queue.db.is_postgres() { format!("'{uuid}'") } else { format!("x'{uuid}'") };
+    queue.sql(&format!("UPDATE jobs SET run_at = run_at - 1000 WHERE id = {id}")).await;
+    for expected in [ids[2], ids[0], ids[1]] {
+        assert_eq!(queue.claim_within(UNLIMITED, 1).await[0].id, expected);
+    }
+}
+
+/// PostgreSQL sorts text by the database's collation, and most of those put `a` before `B`.
+#[tokio::test]
+async fn owners_take_turns_whatever_the_database_sorts_by() {
+    let options = "TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US'";
+    let database = Database::postgres_with(options).await;
+    let queue = Queue::of(database, tempfile::tempdir().unwrap()).await;
+    enqueue(&queue, &["alice", "Bob", "carol"], 2).await;
+    assert_eq!(turns(&queue, 4, 1).await, ["alice", "Bob", "carol", "alice"]);
+    assert_eq!(turns(&queue, 1, 2).await, ["Bobcarol"]);
+    enqueue(&queue, &["alice", "Bob", "alice"], 1).await;
+    assert_eq!(turns(&queue, 4, 1).await, ["alice", "Bob", "alice", ""]);
+}
