@@ -189,6 +189,13 @@ impl Fields {
             Error::Invalid { param: None, code: Some("invalid_value"), message }
         })?;
         self.values.push((name, value));
+        // The lines of a batch are checked as they come, for the purpose that was said first.
+        if name == "purpose" && self.get("purpose").is_some() {
+            return Err(Error::invalid(
+                "purpose",
+                "`purpose` was sent twice; a file has exactly one",
+            ));
+        }
         Ok(())
     }
 
