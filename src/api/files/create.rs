@@ -11,6 +11,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::Response;
 use serde::Serialize;
 use sha2::Digest;
+use tracing::Instrument as _;
 use sha2::Sha256;
 use uuid::Uuid;
 
@@ -154,7 +155,7 @@ async fn receive(
         form,
         blob: blob.key.take(),
     };
-    let done = tokio::spawn(commit.run()).await;
+    let done = tokio::spawn(commit.run().in_current_span()).await;
     let (text, record, is_replay) = done.map_err(|error| Error::Internal(error.into()))??;
     if is_replay {
         return Ok(idempotency::replay(text));
