@@ -13,6 +13,7 @@ mod jobs;
 mod json;
 mod list;
 mod models;
+mod parameters;
 mod request;
 pub mod server;
 mod wait;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::Query;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_LENGTH;
@@ -24,6 +23,7 @@ use crate::api::auth::Authenticated;
 use crate::api::body::Incoming;
 use crate::api::idempotency;
 use crate::api::idempotency::Repetition;
+use crate::api::parameters::Query;
 use crate::api::request::RequestId;
 use crate::app::App;
 use crate::blobs::BlobKey;
