@@ -84,8 +84,8 @@ pub async fn create(
     match receive(&api, &incoming, boundary, request, begun, &mut hold).await {
         Ok(response) => Ok(response),
         Err(error) => {
-            // The client is still sending: it sees the answer only if somebody goes on reading.
-            incoming.drain().await;
+            // Before the answer: the client may use the key at once.
+            hold.let_go().await;
             Err(error)
         }
     }
@@ -103,6 +103,14 @@ struct Request {
 struct Hold {
     api: Api,
     record: Option<RecordId>,
+}
+
+impl Hold {
+    async fn let_go(&mut self) {
+        if let Some(record) = self.record.take() {
+            self.api.requests.release(&self.api.app, record).await;
+        }
+    }
 }
 
 impl Drop for Hold {
@@ -253,7 +261,14 @@ impl Commit {
                     Ok((text, kept, false))
                 })
             })
-            .await?;
+            .await;
+        let written = match written {
+            Ok(written) => written,
+            Err(error) => {
+                hold.let_go().await;
+                return Err(error);
+            }
+        };
         hold.record = None;
         let is_replay = written.2;
         if !is_replay {
