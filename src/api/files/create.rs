@@ -10,8 +10,8 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::Response;
 use serde::Serialize;
 use sha2::Digest;
-use tracing::Instrument as _;
 use sha2::Sha256;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::form;
@@ -114,9 +114,11 @@ impl Hold {
 }
 
 impl Drop for Hold {
+    /// For a request that is dropped because its client hung up.
     fn drop(&mut self) {
         if let Some(record) = self.record.take() {
-            self.api.requests.release(&self.api.app, record);
+            let api = self.api.clone();
+            tokio::spawn(async move { api.requests.release(&api.app, record).await });
         }
     }
 }
