@@ -1,16 +1,23 @@
 //! What every test stands on: a sandbox, a fresh database, the real binary, and a client of it.
 
 mod client;
-mod database;
+pub mod database;
 mod env;
 mod process;
+mod wire;
 
 pub use client::Client;
 pub use client::Part;
+pub use client::answer;
 pub use database::Database;
+pub use env::ADMIN_KEY;
+pub use env::ALICE_KEY;
+pub use env::BOB_KEY;
 pub use env::Env;
 pub use env::Options;
+pub use env::PROVIDER_KEY;
 pub use process::Process;
+pub use wire::RawForm;
 
 use std::time::Duration;
 
