@@ -2,7 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod border;
+mod content;
 mod filenames;
+mod jobs;
+mod lists;
+mod operations;
+mod owners;
 mod refusals;
+mod repetition;
+mod secrets;
 mod support;
 mod uploads;
