@@ -13,7 +13,9 @@ mod jobs;
 mod json;
 mod list;
 mod models;
+mod parameters;
 mod request;
+mod rest;
 pub mod server;
 mod wait;
 
@@ -58,6 +60,7 @@ impl Api {
             .fallback(error::no_such_path)
             .method_not_allowed_fallback(error::no_such_method)
             .layer(CatchPanicLayer::custom(error::panicked))
+            .layer(axum::middleware::from_fn(rest::read))
             .layer(axum::middleware::from_fn(request::identify))
             .with_state(self.clone())
     }

@@ -45,7 +45,9 @@ pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<()> {
         LogFormat::Pretty => layer.with_target(false).boxed(),
         LogFormat::Json => layer.json().flatten_event(true).with_span_list(true).boxed(),
     };
-    tracing_subscriber::registry().with(layer.with_filter(filter)).try_init()?;
+    // The filter is for the whole registry: with a filter of a layer's own, a check of sqlx whether it
+    // may log leaves the thread's next events swallowed.
+    tracing_subscriber::registry().with(filter).with(layer).try_init()?;
     count()
 }
 

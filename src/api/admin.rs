@@ -1,7 +1,6 @@
 //! `/v1/admin`: keys and providers, for admin keys only.
 
 use axum::Router;
-use axum::extract::Path;
 use axum::extract::State;
 use axum::response::Json;
 use axum::routing::delete;
@@ -15,6 +14,7 @@ use super::Api;
 use super::auth::Admin;
 use super::json::OptionalJson;
 use super::list::List;
+use super::parameters::Path;
 use crate::app::App;
 use crate::error::Error;
 use crate::ids::ApiKeyId;
@@ -112,7 +112,7 @@ struct Deleted {
 async fn revoke_key(
     State(app): State<App>,
     _: Admin,
-    Path(id): Path<String>,
+    Path(id): Path,
 ) -> Result<Json<Deleted>, Error> {
     let no_such = || Error::no_such("key", "key_id", &id);
     let key: ApiKeyId = id.parse().map_err(|_| no_such())?;
@@ -177,7 +177,7 @@ async fn list_providers(
 async fn pause(
     state: State<App>,
     _: Admin,
-    Path(name): Path<String>,
+    Path(name): Path,
 ) -> Result<Json<List<ProviderObject>>, Error> {
     let pause = Pause { until: FOR_EVER, reason: PauseReason::Paused };
     set_pause(&state, &name, Some(pause)).await?;
@@ -187,7 +187,7 @@ async fn pause(
 async fn resume(
     state: State<App>,
     _: Admin,
-    Path(name): Path<String>,
+    Path(name): Path,
 ) -> Result<Json<List<ProviderObject>>, Error> {
     set_pause(&state, &name, None).await?;
     state.notices.hint(Hint::Work);

@@ -1,5 +1,4 @@
-//! A request's body as it arrives: never longer than allowed, never silent for too long, and, when the
-//! request is refused in the middle of it, read on so that the client sees the answer.
+//! A request's body as it arrives: never longer than allowed, and never silent for too long.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -22,9 +21,6 @@ use tokio::time::Sleep;
 const SILENCE: Duration = Duration::from_secs(30);
 /// What may arrive without a field or a piece of one coming out of it: headers, boundaries, preamble.
 const MAX_WITHOUT_PROGRESS: u64 = 256 * 1024;
-/// How much of a refused body is read on, and for how long, before the connection is closed on it.
-const DRAIN_BYTES: u64 = 64 * 1024 * 1024;
-const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// Why a body stopped in the middle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,7 +35,7 @@ pub enum Stopped {
     Lost,
 }
 
-/// A body that is shared between whoever parses it and whoever reads the rest of it.
+/// A body that is shared between whoever parses it and whoever asks why it stopped.
 #[derive(Clone)]
 pub struct Incoming {
     shared: Arc<Shared>,
@@ -84,22 +80,6 @@ impl Incoming {
     /// Why it stopped, if it did.
     pub fn stopped(&self) -> Option<Stopped> {
         self.source().stopped
-    }
-
-    /// Reads and forgets the rest, within bounds.
-    pub async fn drain(mut self) {
-        {
-            let mut source = self.source();
-            source.left = DRAIN_BYTES;
-            source.stopped = None;
-        }
-        let rest = async {
-            while let Some(Ok(_)) = self.next().await {
-                self.progress();
-            }
-        };
-        // Whatever is left after that is lost with the connection; the client was given its chance.
-        drop(tokio::time::timeout(DRAIN_TIME, rest).await);
     }
 
     fn source(&self) -> std::sync::MutexGuard<'_, Source> {

@@ -8,8 +8,6 @@ mod object;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::Path;
-use axum::extract::Query;
 use axum::extract::State;
 use axum::response::Json;
 use axum::routing::get;
@@ -23,6 +21,8 @@ use super::json::OptionalJson;
 use super::list::Limits;
 use super::list::List;
 use super::list::ListParameters;
+use super::parameters::Path;
+use super::parameters::Query;
 use super::request::RequestId;
 use super::wait;
 use super::wait::WaitParameter;
@@ -100,7 +100,7 @@ async fn list(
 async fn retrieve(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
-    Path(id): Path<String>,
+    Path(id): Path,
     Query(query): Query<WaitParameter>,
 ) -> Result<Json<FileObject>, Error> {
     let view = find(&app, &caller, &id).await?;
@@ -130,7 +130,7 @@ async fn send_to_more(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
     request_id: RequestId,
-    Path(id): Path<String>,
+    Path(id): Path,
     OptionalJson(body): OptionalJson<SendToMore>,
 ) -> Result<Json<FileObject>, Error> {
     let names = match body.map(|body| body.target_model_names) {
@@ -177,7 +177,7 @@ async fn send_to_more(
 async fn retry(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
-    Path(id): Path<String>,
+    Path(id): Path,
 ) -> Result<Json<FileObject>, Error> {
     let view = find(&app, &caller, &id).await?;
     let view = app

@@ -121,19 +121,18 @@ impl Requests {
     }
 
     /// Lets a key go whose request made nothing.
-    pub fn release(&self, app: &App, record: RecordId) {
-        let (db, holder) = (app.db.clone(), Arc::clone(&self.holder));
-        tokio::spawn(async move {
-            let released = db
-                .intake(move |tx| {
-                    let holder = Arc::clone(&holder);
-                    Box::pin(async move { idempotency::release(tx, record, &holder).await })
-                })
-                .await;
-            if let Err(error) = released {
-                tracing::warn!(error = %error, "could not release an idempotency key; it is free again in 30 s");
-            }
-        });
+    pub async fn release(&self, app: &App, record: RecordId) {
+        let holder = Arc::clone(&self.holder);
+        let released = app
+            .db
+            .intake(move |tx| {
+                let holder = Arc::clone(&holder);
+                Box::pin(async move { idempotency::release(tx, record, &holder).await })
+            })
+            .await;
+        if let Err(error) = released {
+            tracing::warn!(error = %error, "could not release an idempotency key that its request left");
+        }
     }
 
     /// Keeps the holds of this process, and forgets the answers that were sent, until it ends.

@@ -1,8 +1,6 @@
 //! `/v1/jobs`.
 
 use axum::Router;
-use axum::extract::Path;
-use axum::extract::Query;
 use axum::extract::State;
 use axum::response::Json;
 use axum::routing::get;
@@ -15,6 +13,8 @@ use super::auth::Authenticated;
 use super::list::Limits;
 use super::list::List;
 use super::list::ListParameters;
+use super::parameters::Path;
+use super::parameters::Query;
 use super::wait;
 use super::wait::WaitParameter;
 use crate::app::App;
@@ -158,7 +158,7 @@ async fn list(
 async fn retrieve(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
-    Path(id): Path<String>,
+    Path(id): Path,
     Query(query): Query<WaitParameter>,
 ) -> Result<Json<JobObject>, Error> {
     let job = find(&app, &caller, &id).await?;
@@ -174,7 +174,7 @@ async fn retrieve(
 async fn cancel(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
-    Path(id): Path<String>,
+    Path(id): Path,
 ) -> Result<Json<JobObject>, Error> {
     let job = find(&app, &caller, &id).await?;
     let now = app.clock.now();
@@ -192,7 +192,7 @@ async fn cancel(
 async fn retry(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
-    Path(id): Path<String>,
+    Path(id): Path,
 ) -> Result<Json<JobObject>, Error> {
     let job = find(&app, &caller, &id).await?;
     app.db
@@ -234,7 +234,7 @@ impl From<Attempt> for AttemptObject {
 async fn attempts(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
-    Path(id): Path<String>,
+    Path(id): Path,
 ) -> Result<Json<List<AttemptObject>>, Error> {
     let job = find(&app, &caller, &id).await?;
     let attempts = store::attempts(app.db.read(), job.id).await?;

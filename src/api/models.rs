@@ -1,7 +1,6 @@
 //! `/v1/models`: the configured models, in OpenAI's shape.
 
 use axum::Router;
-use axum::extract::Path;
 use axum::extract::State;
 use axum::response::Json;
 use axum::routing::get;
@@ -10,6 +9,7 @@ use serde::Serialize;
 use super::Api;
 use super::auth::Authenticated;
 use super::list::List;
+use super::parameters::Path;
 use crate::app::App;
 use crate::error::Error;
 
@@ -51,7 +51,7 @@ async fn list(State(app): State<App>, _: Authenticated) -> Json<List<ModelObject
 async fn retrieve(
     State(app): State<App>,
     _: Authenticated,
-    Path(name): Path<String>,
+    Path(name): Path,
 ) -> Result<Json<ModelObject>, Error> {
     let model = models(&app).into_iter().find(|model| model.id == name);
     model.map(Json).ok_or_else(|| {

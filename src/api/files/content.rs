@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use axum::body::Body;
-use axum::extract::Path;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::HeaderValue;
@@ -16,6 +15,7 @@ use axum::response::Response;
 use super::find;
 use crate::api::auth::Authenticated;
 use crate::api::disposition;
+use crate::api::parameters::Path;
 use crate::app::App;
 use crate::blobs::BlobError;
 use crate::blobs::BlobKey;
@@ -31,7 +31,7 @@ use crate::providers::ProviderFileId;
 pub async fn content(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
-    Path(id): Path<String>,
+    Path(id): Path,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
@@ -39,7 +39,10 @@ pub async fn content(
     let file = &view.file;
     let etag = format!("\"{}\"", file.sha256);
     let total = u64::try_from(file.bytes).unwrap_or(0);
-    if precondition(&headers, "if-none-match", &etag) {
+    // Some proxies make an entity tag weak; for this comparison that makes no difference.
+    if precondition(&headers, "if-none-match", &etag)
+        || precondition(&headers, "if-none-match", &format!("W/{etag}"))
+    {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
     }
     let wanted = match headers.get(header::RANGE).and_then(|range| range.to_str().ok()) {

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::Query;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_LENGTH;
@@ -12,6 +11,7 @@ use axum::response::Response;
 use serde::Serialize;
 use sha2::Digest;
 use sha2::Sha256;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::form;
@@ -23,6 +23,7 @@ use crate::api::auth::Authenticated;
 use crate::api::body::Incoming;
 use crate::api::idempotency;
 use crate::api::idempotency::Repetition;
+use crate::api::parameters::Query;
 use crate::api::request::RequestId;
 use crate::app::App;
 use crate::blobs::BlobKey;
@@ -83,8 +84,8 @@ pub async fn create(
     match receive(&api, &incoming, boundary, request, begun, &mut hold).await {
         Ok(response) => Ok(response),
         Err(error) => {
-            // The client is still sending: it sees the answer only if somebody goes on reading.
-            incoming.drain().await;
+            // Before the answer: the client may use the key at once.
+            hold.let_go().await;
             Err(error)
         }
     }
@@ -104,10 +105,20 @@ struct Hold {
     record: Option<RecordId>,
 }
 
+impl Hold {
+    async fn let_go(&mut self) {
+        if let Some(record) = self.record.take() {
+            self.api.requests.release(&self.api.app, record).await;
+        }
+    }
+}
+
 impl Drop for Hold {
+    /// For a request that is dropped because its client hung up.
     fn drop(&mut self) {
         if let Some(record) = self.record.take() {
-            self.api.requests.release(&self.api.app, record);
+            let api = self.api.clone();
+            tokio::spawn(async move { api.requests.release(&api.app, record).await });
         }
     }
 }
@@ -154,7 +165,7 @@ async fn receive(
         form,
         blob: blob.key.take(),
     };
-    let done = tokio::spawn(commit.run()).await;
+    let done = tokio::spawn(commit.run().in_current_span()).await;
     let (text, record, is_replay) = done.map_err(|error| Error::Internal(error.into()))??;
     if is_replay {
         return Ok(idempotency::replay(text));
@@ -252,7 +263,14 @@ impl Commit {
                     Ok((text, kept, false))
                 })
             })
-            .await?;
+            .await;
+        let written = match written {
+            Ok(written) => written,
+            Err(error) => {
+                hold.let_go().await;
+                return Err(error);
+            }
+        };
         hold.record = None;
         let is_replay = written.2;
         if !is_replay {

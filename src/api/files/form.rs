@@ -20,6 +20,7 @@ use crate::files::Purpose;
 use crate::files::store::Metadata;
 use crate::jsonl::Check;
 use crate::jsonl::Fault;
+use crate::jsonl::FaultKind;
 use crate::jsonl::Scanned;
 
 /// Fields other than the file, all together, in bytes and in number.
@@ -128,7 +129,7 @@ pub async fn read(
     let purpose = fields.required_purpose()?;
     let (target_model_names, expires_after, metadata) =
         (fields.target_model_names(), fields.expires_after()?, fields.metadata()?);
-    let file = file.finish(purpose).await?;
+    let file = file.finish(app, purpose).await?;
     Ok(Form { purpose, file, target_model_names, expires_after, metadata })
 }
 
@@ -188,6 +189,13 @@ impl Fields {
             );
             Error::Invalid { param: None, code: Some("invalid_value"), message }
         })?;
+        // The lines of a batch are checked as they come, for the purpose that was said first.
+        if name == "purpose" && self.get("purpose").is_some() {
+            return Err(Error::invalid(
+                "purpose",
+                "`purpose` was sent twice; a file has exactly one",
+            ));
+        }
         self.values.push((name, value));
         Ok(())
     }
@@ -374,7 +382,7 @@ impl Receiving {
             && let Err(fault) = check.feed(&chunk)
         {
             if self.is_batch {
-                return Err(invalid_jsonl(&fault));
+                return Err(invalid_jsonl(app, &fault));
             }
             self.fault = Some(fault);
             self.check = None;
@@ -385,11 +393,11 @@ impl Receiving {
         Ok(())
     }
 
-    async fn finish(self, purpose: Purpose) -> Result<ReceivedFile, Error> {
+    async fn finish(self, app: &App, purpose: Purpose) -> Result<ReceivedFile, Error> {
         let scanned = match (purpose, self.fault, self.check) {
-            (Purpose::Batch, Some(fault), _) => return Err(invalid_jsonl(&fault)),
+            (Purpose::Batch, Some(fault), _) => return Err(invalid_jsonl(app, &fault)),
             (Purpose::Batch, None, Some(check)) => {
-                Some(check.finish().map_err(|fault| invalid_jsonl(&fault))?)
+                Some(check.finish().map_err(|fault| invalid_jsonl(app, &fault))?)
             }
             _ => None,
         };
@@ -411,7 +419,22 @@ impl Receiving {
     }
 }
 
-fn invalid_jsonl(fault: &Fault) -> Error {
+fn invalid_jsonl(app: &App, fault: &Fault) -> Error {
+    if let FaultKind::TooManyLines { limit } = fault.kind {
+        let takes_most = app.config.models.iter().find(|model| {
+            app.providers.get(&model.provider).is_some_and(|account| {
+                u64::from(account.settings.max_batch_requests.get()) == limit
+            })
+        });
+        let model = takes_most.map_or("no model", |model| &model.name);
+        return Error::Invalid {
+            param: Some("file"),
+            code: Some("too_many_requests_in_batch"),
+            message: format!(
+                "the file has more than {limit} requests, and even `{model}` takes only {limit} in a batch; split it"
+            ),
+        };
+    }
     Error::Invalid { param: Some("file"), code: Some("invalid_jsonl"), message: fault.to_string() }
 }
 

@@ -59,6 +59,14 @@ impl Database {
         db
     }
 
+    /// Drops the PostgreSQL database under whoever uses it.
+    pub async fn take_away(&self) {
+        let (server, name) = self.drop.as_ref().expect("a database on PostgreSQL");
+        let connection = Connect::connect(server).await.unwrap();
+        let sql = format!("DROP DATABASE {name} WITH (FORCE)");
+        connection.execute_unprepared(&sql).await.unwrap();
+    }
+
     /// The rows that a query answers. For reading what the server under test has written.
     pub async fn query(&self, sql: &str) -> Vec<QueryResult> {
         let db = Db::connect(&self.url).await.unwrap();

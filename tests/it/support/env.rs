@@ -109,6 +109,21 @@ impl Env {
         process
     }
 
+    /// Asserts that what was refused has left nothing: no row and no blob.
+    pub async fn holds_nothing(&self) {
+        for table in ["files", "mappings", "jobs", "events", "idempotency_keys"] {
+            super::eventually(std::time::Duration::from_secs(5), async || {
+                let count = self.database.count(&format!("SELECT COUNT(*) FROM {table}")).await;
+                (count == 0).then_some(())
+            })
+            .await;
+        }
+        super::eventually(std::time::Duration::from_secs(5), async || {
+            (self.blobs() == 0).then_some(())
+        })
+        .await;
+    }
+
     /// The blobs of uploads that are in the store.
     pub fn blobs(&self) -> usize {
         count_files(&self.folder().join("blobs").join("uploads"))

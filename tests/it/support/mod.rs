@@ -1,19 +1,26 @@
 //! What every test stands on: a sandbox, a fresh database, the real binary, and a client of it.
 
 mod client;
-mod database;
+pub mod database;
 mod env;
 mod process;
 pub mod queue;
+mod wire;
 
 pub use client::Client;
 pub use client::Part;
+pub use client::answer;
 pub use database::Database;
 pub use database::Kind;
+pub use env::ADMIN_KEY;
+pub use env::ALICE_KEY;
+pub use env::BOB_KEY;
 pub use env::Env;
 pub use env::Options;
+pub use env::PROVIDER_KEY;
 pub use process::Process;
 pub use queue::Queue;
+pub use wire::RawForm;
 
 use std::time::Duration;
 
