@@ -157,7 +157,7 @@ impl Attempt {
                     std::panic::AssertUnwindSafe(registry::run(self, &work)).catch_unwind().await;
                 run.unwrap_or_else(|_| registry::panicked(&work))
             }
-            Err(error) => registry::unreadable(&error),
+            Err(error) => registry::unreadable(&self.job, &error),
         };
         let seconds = started.elapsed().as_secs_f64();
         metrics::histogram!("longshore_attempt_seconds", "kind" => self.job.kind.clone())
@@ -235,6 +235,15 @@ impl Attempt {
                                 Some((state.now, pause, failures)),
                             )
                         }
+                    };
+                    // A cancellation that came too late for this attempt still rules out the next.
+                    let ending = match ending {
+                        Ending::Retry { .. }
+                            if leases::is_cancel_requested(tx, fence.job_id).await? =>
+                        {
+                            Ending::Cancelled
+                        }
+                        ending => ending,
                     };
                     let outcome = outcome(&conclusion, &ending);
                     if !leases::end(tx, &fence, claimed_at, &ending, outcome).await? {
@@ -320,11 +329,11 @@ fn decide(
 
 fn outcome(conclusion: &Conclusion, ending: &Ending) -> &'static str {
     match (conclusion, ending) {
+        (_, Ending::Cancelled) => "cancelled",
         (Conclusion::HandedBack, _) => "handed_back",
         (_, Ending::Succeeded) => "succeeded",
         (_, Ending::Retry { .. }) => "retried",
         (_, Ending::Failed(_)) => "failed",
-        (_, Ending::Cancelled) => "cancelled",
     }
 }
 

@@ -2,15 +2,22 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod border;
+mod cancellations;
 mod content;
+mod crashes;
 mod filenames;
 mod jobs;
 mod lists;
 mod operations;
+mod outages;
 mod owners;
+mod provider_faults;
 mod queue;
 mod refusals;
 mod repetition;
 mod secrets;
+mod shutdowns;
+mod storm;
 mod support;
+mod takeovers;
 mod uploads;

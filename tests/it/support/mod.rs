@@ -1,8 +1,10 @@
 //! What every test stands on: a sandbox, a fresh database, the real binary, and a client of it.
 
 mod client;
+mod crew;
 pub mod database;
 mod env;
+mod faults;
 mod process;
 pub mod queue;
 mod wire;
@@ -10,6 +12,7 @@ mod wire;
 pub use client::Client;
 pub use client::Part;
 pub use client::answer;
+pub use crew::Crew;
 pub use database::Database;
 pub use database::Kind;
 pub use env::ADMIN_KEY;
@@ -18,6 +21,8 @@ pub use env::BOB_KEY;
 pub use env::Env;
 pub use env::Options;
 pub use env::PROVIDER_KEY;
+pub use faults::mapping;
+pub use faults::status;
 pub use process::Process;
 pub use queue::Queue;
 pub use wire::RawForm;
