@@ -39,6 +39,8 @@ pub enum BlobKey {
     Upload { at: Timestamp, id: Uuid },
     /// The installation's id, so that a store is recognised beside a database that is not its own.
     Installation,
+    /// Written now and then, to read the store's clock.
+    Clock,
     /// A key as it was stored with the file.
     Stored(String),
 }
@@ -51,6 +53,7 @@ impl BlobKey {
                 format!("uploads/{}/{}", hour.strftime("%Y-%m-%d/%H"), id.simple())
             }
             Self::Installation => "installation".to_owned(),
+            Self::Clock => "clock".to_owned(),
             Self::Stored(path) => path.clone(),
         }
     }
@@ -190,6 +193,18 @@ impl Blobs {
         let swept = tokio::task::spawn_blocking(move || delete_unfinished(&folder, before));
         let swept = swept.await.map_err(std::io::Error::other).flatten();
         swept.map_err(|error| BlobError::Store(error.into()))
+    }
+
+    /// The store's own clock: when it says that something was written just now.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub async fn now(&self) -> Result<Timestamp, BlobError> {
+        let key = BlobKey::Clock.object();
+        self.store.put(&key, PutPayload::from_static(b"")).await?;
+        let written = self.store.head(&key).await?.last_modified;
+        Ok(Timestamp(written.timestamp_millis()))
     }
 
     /// Answers when the store does.

@@ -18,6 +18,7 @@ use super::held::Lease;
 use super::held::Stop;
 use super::listing::Listings;
 use super::registry;
+use crate::app::Account;
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::clock::millis;
@@ -43,6 +44,8 @@ use crate::providers::ProviderError;
 /// How long to rest between tries to write the end of an attempt, while the database is away.
 const ENDING_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_ENDING_PAUSE: Duration = Duration::from_secs(5);
+/// How long a job rests that met a key which was replaced meanwhile.
+const STALE_PAUSE: Duration = Duration::from_secs(1);
 /// After this long without a database the end of an attempt is left to the reaper.
 const GIVE_UP_ENDING: Duration = Duration::from_secs(1800);
 
@@ -91,6 +94,12 @@ impl Conclusion {
 
     pub fn transient(code: &str, message: impl Into<String>) -> Self {
         Self::Failed { failure: Failure::transient(code, message), verdict: Verdict::Rest }
+    }
+
+    /// The database did not answer a question of the attempt's: nothing was begun, and nothing is spent.
+    pub fn without_database(error: &impl std::fmt::Display) -> Self {
+        let failure = Failure::transient("database_unreachable", error.to_string());
+        Self::Again { after: Duration::from_secs(1), failure: Some(failure) }
     }
 
     pub const fn of_stop(stop: Stop) -> Self {
@@ -215,10 +224,14 @@ impl Attempt {
         let claimed_at = job.lease_until.before(self.lease_length);
         let jitter: f64 = rand::rng().random();
         let is_probe = self.is_probe;
+        let account =
+            Lane(self.job.lane.clone()).provider().and_then(|name| self.app.providers.get(name));
+        let credential = account.map(Account::credential).unwrap_or_default();
         self.app
             .db
             .work(move |tx| {
                 let (app, job, fence) = (app.clone(), job.clone(), fence.clone());
+                let credential = credential.clone();
                 let (conclusion, effects) = (conclusion.clone(), Arc::clone(&effects));
                 Box::pin(async move {
                     let now = app.clock.now();
@@ -229,11 +242,24 @@ impl Attempt {
                         None => (decide(&conclusion, &job, &policy, Spend::Attempt, jitter), None),
                         Some(report) => {
                             let state = lanes::enter(tx, &lane).await?;
-                            let (pause, failures, spend) = lanes::after(&state, report, jitter);
-                            (
-                                decide(&conclusion, &job, &policy, spend, jitter),
-                                Some((state.now, pause, failures)),
-                            )
+                            // A late answer to a key that was replaced says nothing about the new one.
+                            let is_stale = report == Report::CredentialRejected
+                                && state
+                                    .credential
+                                    .as_ref()
+                                    .is_some_and(|known| *known != credential);
+                            if is_stale {
+                                let ending = Ending::Retry {
+                                    after: STALE_PAUSE,
+                                    spend: Spend::Nothing,
+                                    failure: None,
+                                };
+                                (ending, None)
+                            } else {
+                                let (pause, failures, spend) = lanes::after(&state, report, jitter);
+                                let ending = decide(&conclusion, &job, &policy, spend, jitter);
+                                (ending, Some((state.now, pause, failures)))
+                            }
                         }
                     };
                     // A cancellation that came too late for this attempt still rules out the next.
@@ -277,10 +303,10 @@ fn policy(app: &App) -> RetryPolicy {
 fn report(conclusion: &Conclusion, is_probe: bool) -> Option<Report> {
     match conclusion {
         Conclusion::Failed { verdict: Verdict::Lane(report), .. } => Some(*report),
-        // The provider answered: whatever it said of this job, it is back.
-        Conclusion::Succeeded | Conclusion::Failed { .. } | Conclusion::Again { .. }
-            if is_probe =>
-        {
+        // The provider answered: whatever it said of this job, it is back. What failed on this side of
+        // the wire says nothing about it.
+        Conclusion::Succeeded if is_probe => Some(Report::Recovered),
+        Conclusion::Failed { failure, .. } if is_probe && failure.http_status.is_some() => {
             Some(Report::Recovered)
         }
         _ => None,
@@ -407,7 +433,10 @@ mod tests {
 
     #[test]
     fn a_probe_that_is_answered_reopens_its_lane_whatever_the_answer() {
-        assert_eq!(report(&failed(Verdict::Permanent), true), Some(Report::Recovered));
+        let refusal = Failure { http_status: Some(400), ..Failure::permanent("x", "y") };
+        let refused = Conclusion::Failed { failure: refusal, verdict: Verdict::Permanent };
+        assert_eq!(report(&refused, true), Some(Report::Recovered));
+        assert_eq!(report(&failed(Verdict::Rest), true), None, "nothing was asked of the provider");
         assert_eq!(report(&Conclusion::Succeeded, true), Some(Report::Recovered));
         assert_eq!(report(&Conclusion::Succeeded, false), None);
         assert_eq!(report(&Conclusion::HandedBack, true), None);

@@ -47,9 +47,9 @@ pub async fn run(app: App, shutdown: CancellationToken) -> anyhow::Result<()> {
     });
     let reaping = tokio::spawn(reaper::run(app.clone(), times));
     let tidying = tokio::spawn(maintenance::run(app.clone()));
-    let dispatching = tokio::spawn(dispatcher.run(stop.clone()));
+    let mut dispatching = tokio::spawn(dispatcher.run(stop.clone()));
 
-    let draining =
+    let mut draining =
         tokio::spawn(drain(app.config.workers.drain, held.clone(), shutdown.clone(), stop.clone()));
     let claims = Mutex::new(Some(claims));
     let name = worker.to_string();
@@ -65,14 +65,26 @@ pub async fn run(app: App, shutdown: CancellationToken) -> anyhow::Result<()> {
         shutdown.cancelled().await;
         io::Result::Ok(())
     };
-    let ended = monitor.run_with_signal(signal).await;
-    while held.count() > 0 {
-        // Attempts that apalis did not take any more end by themselves, within the drain.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        if draining.is_finished() {
-            break;
+    // Whatever still runs when the drain and the hand-back are over (the database may be away) is left
+    // to the reaper of another process.
+    let ended = tokio::select! {
+        ended = monitor.run_with_signal(signal) => {
+            // A claim that is under way is not to be left unrun; what apalis did not take any more ends by
+            // itself, within the drain.
+            let rest = async {
+                drop((&mut dispatching).await);
+                while held.count() > 0 {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::select! {
+                () = rest => {}
+                _ = &mut draining => {}
+            }
+            ended
         }
-    }
+        _ = &mut draining => Ok(()),
+    };
     for task in [keeping, reaping, tidying, dispatching, draining] {
         task.abort();
     }

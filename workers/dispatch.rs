@@ -31,6 +31,8 @@ use crate::jobs::leases::Claimed;
 
 /// How late work is seen that nobody gave a hint of: what another process queued, without Redis.
 const POLL: Duration = Duration::from_millis(100);
+/// How late, at most, while everything that is due lies in lanes that stand still or are full.
+const LONGEST_POLL: Duration = Duration::from_secs(2);
 /// How long to rest after the database refused a claim.
 const FAILURE_PAUSE: Duration = Duration::from_millis(500);
 
@@ -79,6 +81,14 @@ pub struct Dispatcher {
     claimed: mpsc::Sender<Task<Arc<Attempt>>>,
 }
 
+/// How long to rest if nothing happens meanwhile.
+enum Rest {
+    For(Duration),
+    /// All that is due lies in lanes that stand still or are full: asking again soon helps nobody. The
+    /// time, if known, when one of them goes on.
+    Fruitless(Option<Duration>),
+}
+
 /// What one round of claims brought.
 struct Round {
     claims: BTreeMap<usize, (Vec<Claimed>, bool)>,
@@ -125,7 +135,7 @@ impl Dispatcher {
     }
 
     pub async fn run(self, stop: CancellationToken) {
-        let mut rest = Duration::ZERO;
+        let (mut rest, mut idle) = (Duration::ZERO, POLL);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -134,7 +144,14 @@ impl Dispatcher {
                 () = self.freed.notified() => {}
             }
             rest = match self.round(&stop).await {
-                Ok(rest) => rest,
+                Ok(Rest::For(rest)) => {
+                    idle = POLL;
+                    rest
+                }
+                Ok(Rest::Fruitless(again)) => {
+                    idle = (idle * 2).min(LONGEST_POLL);
+                    again.unwrap_or(idle).min(idle)
+                }
                 Err(error) => {
                     tracing::warn!(error = %error, "could not claim jobs; trying again");
                     FAILURE_PAUSE
@@ -143,21 +160,24 @@ impl Dispatcher {
         }
     }
 
-    /// Claims what is due, and says how long to rest if nothing happens meanwhile.
-    async fn round(&self, stop: &CancellationToken) -> Result<Duration, DbErr> {
+    /// Claims what is due.
+    async fn round(&self, stop: &CancellationToken) -> Result<Rest, DbErr> {
         if self.lanes.iter().all(|serving| serving.free() == 0) {
-            return Ok(POLL);
+            return Ok(Rest::For(POLL));
         }
         let due = leases::next_due(self.app.db.read()).await?;
         match due.next {
-            None => return Ok(POLL),
-            Some(next) if next > due.now => return Ok(next.since(due.now).min(POLL)),
+            None => return Ok(Rest::For(POLL)),
+            Some(next) if next > due.now => {
+                return Ok(Rest::For(next.since(due.now).min(POLL)));
+            }
             Some(_) => {}
         }
         let claiming = self.held.claiming().await;
         // The lease is counted from before the claim: by our own clock it ends early, never late.
         let claimed_at = Instant::now();
         let round = self.claim().await?;
+        let is_fruitless = round.claims.is_empty();
         let mut attempts = Vec::new();
         for (place, (claims, is_probe)) in round.claims {
             for job in claims {
@@ -179,7 +199,12 @@ impl Dispatcher {
         for attempt in attempts {
             self.hand_over(attempt, stop).await;
         }
-        Ok(round.again_at.map_or(POLL, |at| at.since(round.now).min(POLL)))
+        let again = round.again_at.map(|at| at.since(round.now));
+        if is_fruitless {
+            Ok(Rest::Fruitless(again))
+        } else {
+            Ok(Rest::For(again.unwrap_or(POLL).min(POLL)))
+        }
     }
 
     async fn hand_over(&self, attempt: Attempt, stop: &CancellationToken) {
@@ -234,8 +259,15 @@ impl Dispatcher {
                         )
                         .await?;
                         if let Some(last) = claims.last() {
-                            lanes::leave(tx, lane, &state, &admission, claims.len(), &last.owner)
-                                .await?;
+                            lanes::leave(
+                                tx,
+                                lane,
+                                &state,
+                                &admission,
+                                claims.len(),
+                                (last.id, &last.owner),
+                            )
+                            .await?;
                             all.extend(claims.iter().cloned());
                             round.claims.insert(*place, (claims, admission.is_probe));
                         }

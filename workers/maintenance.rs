@@ -6,6 +6,7 @@ use futures_util::StreamExt as _;
 use sea_orm::DatabaseTransaction;
 use sea_orm::DbErr;
 
+use crate::app::Account;
 use crate::app::App;
 use crate::blobs::BlobKey;
 use crate::clock::Timestamp;
@@ -13,6 +14,7 @@ use crate::error::Error;
 use crate::events;
 use crate::files;
 use crate::idempotency;
+use crate::ids::JobId;
 use crate::jobs;
 use crate::jobs::Failure;
 use crate::jobs::JobStatus;
@@ -42,6 +44,9 @@ pub async fn run(app: App) {
         if let Err(error) = fail_those_who_wait_in_vain(&app).await {
             tracing::warn!(error = %error, "could not look for jobs that wait in vain");
         }
+        if let Err(error) = fail_those_whom_nobody_serves(&app).await {
+            tracing::warn!(error = %error, "could not look for jobs that nobody serves");
+        }
         if let Err(error) = prune(&app).await {
             tracing::warn!(error = %error, "could not prune old rows");
         }
@@ -68,26 +73,40 @@ async fn fail_those_who_wait_in_vain(app: &App) -> Result<(), DbErr> {
         ),
     ] {
         for id in lanes::given_up(app.db.read(), reason, PATIENCE).await? {
-            let Some(job) = jobs::store::find(app.db.read(), id).await? else { continue };
-            let now = app.clock.now();
-            app.db
-                .work(move |tx| {
-                    let job = job.clone();
-                    Box::pin(async move {
-                        jobs::control::fail_waiting(
-                            tx,
-                            now,
-                            &job,
-                            &Failure::permanent(code, message),
-                        )
-                        .await
-                    })
-                })
-                .await?;
-            tracing::error!(job.id = %id, error.code = code, "job failed for good: {message}");
-            app.notices.hint(Hint::Change);
+            fail(app, id, code, message).await?;
         }
     }
+    Ok(())
+}
+
+/// Jobs for a provider that is not configured any more: nobody claims them.
+async fn fail_those_whom_nobody_serves(app: &App) -> Result<(), DbErr> {
+    let served: Vec<_> = app.providers.iter().map(Account::lane).collect();
+    for id in lanes::unserved(app.db.read(), &served, PATIENCE).await? {
+        let message = "its provider has not been configured for 24 hours; configure it, then retry";
+        fail(app, id, "provider_not_configured", message).await?;
+    }
+    Ok(())
+}
+
+async fn fail(
+    app: &App,
+    id: JobId,
+    code: &'static str,
+    message: &'static str,
+) -> Result<(), DbErr> {
+    let Some(job) = jobs::store::find(app.db.read(), id).await? else { return Ok(()) };
+    let now = app.clock.now();
+    app.db
+        .work(move |tx| {
+            let job = job.clone();
+            Box::pin(async move {
+                jobs::control::fail_waiting(tx, now, &job, &Failure::permanent(code, message)).await
+            })
+        })
+        .await?;
+    tracing::error!(job.id = %id, error.code = code, "job failed for good: {message}");
+    app.notices.hint(Hint::Change);
     Ok(())
 }
 
@@ -127,7 +146,12 @@ where
 
 /// Deletes what a crash between the blob and its row left behind.
 async fn sweep_orphans(app: &App) -> Result<(), Error> {
-    let before: Timestamp = app.clock.now().before(ORPHAN_AFTER);
+    if !app.installation.is_trusted {
+        // The rows that name these blobs may be in another database.
+        return Ok(());
+    }
+    // By the store's own clock: ours may be ahead, and a blob whose row is being committed look old.
+    let before: Timestamp = app.blobs.now().await?.before(ORPHAN_AFTER);
     let mut old = app.blobs.uploads_before(before).chunks(CHUNK as usize);
     while let Some(chunk) = old.next().await {
         let keys = chunk.into_iter().collect::<Result<Vec<_>, _>>()?;

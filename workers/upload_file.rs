@@ -46,7 +46,7 @@ pub async fn run(attempt: &Attempt, payload: &UploadFile) -> Done {
     let found = match store::find_upload(attempt.app.db.read(), payload.mapping_id).await {
         Ok(found) => found,
         Err(error) => {
-            return nothing_done(Conclusion::transient("database_unreachable", error.to_string()));
+            return nothing_done(Conclusion::without_database(&error));
         }
     };
     let Some(upload) = found else {
@@ -156,7 +156,7 @@ async fn settle(attempt: &Attempt, account: &Account, upload: &Upload, bytes: u6
     let condemned = match store::condemned(attempt.app.db.read(), upload.id).await {
         Ok(condemned) => condemned,
         Err(error) => {
-            let conclusion = Conclusion::transient("database_unreachable", error.to_string());
+            let conclusion = Conclusion::without_database(&error);
             return Settled::Otherwise(Carried::of(conclusion));
         }
     };

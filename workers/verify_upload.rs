@@ -23,6 +23,7 @@ use crate::jobs::Progress;
 use crate::jobs::ProgressUnit;
 use crate::jobs::VerifyUpload;
 use crate::jobs::leases;
+use crate::mappings::MappingStatus;
 use crate::mappings::Marker;
 use crate::mappings::outcome::LOOKS;
 use crate::mappings::store;
@@ -79,12 +80,15 @@ async fn verify(attempt: &Attempt, payload: &VerifyUpload) -> Conclusion {
                 "the mapping of this job does not exist",
             );
         }
-        Err(error) => return Conclusion::transient("database_unreachable", error.to_string()),
+        Err(error) => return Conclusion::without_database(&error),
     };
     let Some(account) = app.providers.get(&upload.provider) else {
         let message = format!("the provider `{}` is not configured any more", upload.provider);
         return Conclusion::transient("provider_not_configured", message);
     };
+    if upload.status().is_ok_and(MappingStatus::is_working) {
+        return Conclusion::Again { after: UPLOAD_PAUSE, failure: None };
+    }
     let mut found = Vec::new();
     if account.can_find_uploads() {
         match attempt.listings.look(account, &Marker(upload.marker.clone())).await {
@@ -95,7 +99,7 @@ async fn verify(attempt: &Attempt, payload: &VerifyUpload) -> Conclusion {
     let strays = match condemn(attempt, &upload, found).await {
         Ok(Some(strays)) => strays,
         Ok(None) => return Conclusion::Again { after: UPLOAD_PAUSE, failure: None },
-        Err(error) => return Conclusion::transient("database_unreachable", error.to_string()),
+        Err(error) => return Conclusion::without_database(&error),
     };
     for stray in strays {
         if let Err(conclusion) = delete(attempt, account, &stray).await {
@@ -148,7 +152,7 @@ async fn delete(attempt: &Attempt, account: &Account, stray: &Stray) -> Result<(
             })
         })
         .await;
-    written.map_err(|error| Conclusion::transient("database_unreachable", error.to_string()))
+    written.map_err(|error| Conclusion::without_database(&error))
 }
 
 /// Counts a look, with the end of its attempt.

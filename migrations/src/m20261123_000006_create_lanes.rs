@@ -9,6 +9,7 @@ crate::migration! {
                 'out_of_money', 'capacity', 'paused')),
             paused_at BIGINT,
             failures INTEGER NOT NULL DEFAULT 0,
+            probe_job {uuid},
             credential TEXT,
             tokens DOUBLE PRECISION,
             refilled_at BIGINT,

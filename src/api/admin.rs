@@ -197,13 +197,12 @@ async fn resume(
 async fn set_pause(app: &App, name: &str, pause: Option<Pause>) -> Result<(), Error> {
     let account =
         app.providers.get(name).ok_or_else(|| Error::no_such("provider", "name", name))?;
-    let (lane, credential, now): (Lane, String, _) =
-        (account.lane(), account.credential(), app.clock.now());
+    let (lane, now): (Lane, _) = (account.lane(), app.clock.now());
     app.db
         .intake(move |tx| {
-            let (lane, credential) = (lane.clone(), credential.clone());
+            let lane = lane.clone();
             Box::pin(async move {
-                lanes::open(tx, &lane, &credential).await?;
+                lanes::ensure(tx, &lane).await?;
                 lanes::save(tx, &lane, now, pause, 0).await
             })
         })

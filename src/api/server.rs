@@ -40,7 +40,11 @@ pub async fn serve(
         .max_buf_size(BUFFER);
     tokio::pin!(shutdown);
     loop {
-        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { break };
+        let permit = tokio::select! {
+            permit = Arc::clone(&connections).acquire_owned() => permit,
+            () = &mut shutdown => break,
+        };
+        let Ok(permit) = permit else { break };
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,

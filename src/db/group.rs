@@ -26,6 +26,8 @@ use super::write_alone;
 /// A group is closed after this long, so that no write transaction holds the SQLite writer longer.
 const MAX_GROUP_TIME: Duration = Duration::from_millis(8);
 const MAX_GROUP_SIZE: usize = 256;
+/// In a group, every so many-th write is a worker's, if one waits.
+const WORK_EVERY: usize = 3;
 /// Writes that wait for the writer; who comes later waits before it is let in.
 const QUEUE: usize = 1024;
 
@@ -141,8 +143,17 @@ async fn run(
             Some(write) = work.recv() => write,
             else => return,
         };
-        commit_group(&connection, first, || intake.try_recv().or_else(|_| work.try_recv()).ok())
-            .await;
+        let mut taken = 0usize;
+        let next = || {
+            taken += 1;
+            // Workers are not shut out by an intake that never pauses.
+            if taken.is_multiple_of(WORK_EVERY) {
+                work.try_recv().or_else(|_| intake.try_recv()).ok()
+            } else {
+                intake.try_recv().or_else(|_| work.try_recv()).ok()
+            }
+        };
+        commit_group(&connection, first, next).await;
     }
 }
 

@@ -17,7 +17,7 @@ use crate::jsonl::Scanned;
 use crate::jsonl::scan;
 
 /// Files whose edits are kept. The edits of one take a few bytes a line.
-const CAPACITY: usize = 64;
+const CAPACITY: usize = 16;
 
 /// The edits of the last files, so that the jobs of one file scan it once between them, and not at
 /// all where the intake that checked it is in the same process.

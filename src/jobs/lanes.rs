@@ -19,7 +19,9 @@ use crate::clock::Timestamp;
 use crate::clock::millis;
 use crate::db;
 use crate::db::is_postgres;
+use crate::db::placeholders;
 use crate::db::statement;
+use crate::ids::JobId;
 
 /// A pause that only a person, or another configuration, ends.
 pub const FOR_EVER: Timestamp = Timestamp(i64::MAX);
@@ -90,6 +92,10 @@ pub struct LaneState {
     /// Failures in a row that speak against the provider, not against a job.
     pub failures: i32,
     pub running: i64,
+    /// Whether the one job that was let through after a pause still runs.
+    pub is_probed: bool,
+    /// The fingerprint of the credential that the lane is served with.
+    pub credential: Option<String>,
     tokens: Option<f64>,
     refilled_at: Option<Timestamp>,
     pub last_owner: String,
@@ -132,7 +138,7 @@ impl LaneState {
             }
             // The pause is over, but nothing has succeeded yet: one goes first.
             Some(_) => {
-                slots = if self.running == 0 { slots.min(1) } else { 0 };
+                slots = if self.is_probed { 0 } else { slots.min(1) };
                 is_probe = slots == 1;
             }
             None => {}
@@ -180,7 +186,9 @@ struct Row {
     tokens: Option<f64>,
     refilled_at: Option<Timestamp>,
     last_owner: String,
+    credential: Option<String>,
     running: i64,
+    probing: i64,
     now: Timestamp,
 }
 
@@ -188,8 +196,7 @@ struct Row {
 ///
 /// `credential` is a fingerprint of what the provider is reached with.
 pub async fn open(tx: &impl ConnectionTrait, lane: &Lane, credential: &str) -> Result<(), DbErr> {
-    let sql = "INSERT INTO lanes (name) VALUES ($1) ON CONFLICT (name) DO NOTHING";
-    tx.execute_raw(statement(tx, sql, [lane.0.clone().into()])).await?;
+    ensure(tx, lane).await?;
     let sql = "UPDATE lanes SET paused_until = NULL, pause_reason = NULL, paused_at = NULL, failures = 0 \
                WHERE name = $1 AND pause_reason IN ('credential_rejected', 'out_of_money') \
                AND (credential IS NULL OR credential <> $2)";
@@ -198,6 +205,12 @@ pub async fn open(tx: &impl ConnectionTrait, lane: &Lane, credential: &str) -> R
     let sql = "UPDATE lanes SET credential = $2 WHERE name = $1 AND (credential IS NULL OR credential <> $2)";
     let values: [Value; 2] = [lane.0.clone().into(), credential.into()];
     tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
+}
+
+/// Makes sure that the lane exists.
+pub async fn ensure(tx: &impl ConnectionTrait, lane: &Lane) -> Result<(), DbErr> {
+    let sql = "INSERT INTO lanes (name) VALUES ($1) ON CONFLICT (name) DO NOTHING";
+    tx.execute_raw(statement(tx, sql, [lane.0.clone().into()])).await.map(|_| ())
 }
 
 /// Reads the lane, and on PostgreSQL locks it: claims and reports of one lane come one after another.
@@ -209,7 +222,8 @@ pub async fn enter(tx: &impl ConnectionTrait, lane: &Lane) -> Result<LaneState, 
         tx.execute_raw(statement(tx, lock, [lane.0.clone().into()])).await?;
     }
     let sql = format!(
-        "SELECT paused_until, pause_reason, failures, tokens, refilled_at, last_owner, \
+        "SELECT paused_until, pause_reason, failures, tokens, refilled_at, last_owner, credential, \
+         (SELECT count(*) FROM jobs WHERE id = lanes.probe_job AND status = 'running') AS probing, \
          (SELECT count(*) FROM jobs WHERE lane = $1 AND status = 'running') AS running, {} AS now \
          FROM lanes WHERE name = $1",
         db::now(tx)
@@ -226,6 +240,8 @@ pub async fn enter(tx: &impl ConnectionTrait, lane: &Lane) -> Result<LaneState, 
         pause,
         failures: row.failures,
         running: row.running,
+        is_probed: row.probing > 0,
+        credential: row.credential,
         tokens: row.tokens,
         refilled_at: row.refilled_at,
         last_owner: row.last_owner,
@@ -233,22 +249,24 @@ pub async fn enter(tx: &impl ConnectionTrait, lane: &Lane) -> Result<LaneState, 
     })
 }
 
-/// Notes what a claim took: the budget it used and the owner whose turn was last.
+/// Notes what a claim took: the budget it used, the owner whose turn was last, and the probe.
 pub async fn leave(
     tx: &impl ConnectionTrait,
     lane: &Lane,
     state: &LaneState,
     admission: &Admission,
     taken: usize,
-    last_owner: &str,
+    last: (JobId, &str),
 ) -> Result<(), DbErr> {
-    let sql = "UPDATE lanes SET tokens = $2, refilled_at = $3, last_owner = $4 WHERE name = $1";
+    let (last_job, last_owner) = last;
+    let sql = "UPDATE lanes SET tokens = $2, refilled_at = $3, last_owner = $4, probe_job = $5 WHERE name = $1";
     let tokens = admission.tokens.map(|tokens| tokens - taken as f64);
-    let values: [Value; 4] = [
+    let values: [Value; 5] = [
         lane.0.clone().into(),
         tokens.into(),
         tokens.map(|_| state.now.0).into(),
         last_owner.into(),
+        admission.is_probe.then_some(last_job.0).into(),
     ];
     tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
 }
@@ -369,10 +387,10 @@ pub async fn given_up(
     db: &impl ConnectionTrait,
     reason: PauseReason,
     patience: Duration,
-) -> Result<Vec<crate::ids::JobId>, DbErr> {
+) -> Result<Vec<JobId>, DbErr> {
     #[derive(FromQueryResult)]
     struct Id {
-        id: crate::ids::JobId,
+        id: JobId,
     }
     let sql = format!(
         "SELECT jobs.id FROM lanes JOIN jobs ON jobs.lane = lanes.name \
@@ -381,6 +399,32 @@ pub async fn given_up(
         now = db::now(db)
     );
     let values: [Value; 2] = [reason.as_str().into(), millis(patience).into()];
+    let rows = Id::find_by_statement(statement(db, &sql, values)).all(db).await?;
+    Ok(rows.into_iter().map(|row| row.id).collect())
+}
+
+/// Jobs that have waited longer than `patience` in a lane that nobody serves, at most 100.
+pub async fn unserved(
+    db: &impl ConnectionTrait,
+    served: &[Lane],
+    patience: Duration,
+) -> Result<Vec<JobId>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Id {
+        id: JobId,
+    }
+    let others = if served.is_empty() {
+        String::new()
+    } else {
+        format!("AND lane NOT IN ({})", placeholders(2, served.len()))
+    };
+    let sql = format!(
+        "SELECT id FROM jobs WHERE status IN ('queued', 'retrying') AND lane LIKE 'provider:%' \
+         AND created_at < {} - $1 {others} LIMIT 100",
+        db::now(db)
+    );
+    let mut values: Vec<Value> = vec![millis(patience).into()];
+    values.extend(served.iter().map(|lane| Value::from(lane.0.clone())));
     let rows = Id::find_by_statement(statement(db, &sql, values)).all(db).await?;
     Ok(rows.into_iter().map(|row| row.id).collect())
 }
@@ -396,6 +440,8 @@ mod tests {
             pause: None,
             failures: 0,
             running: 0,
+            is_probed: false,
+            credential: None,
             tokens: None,
             refilled_at: None,
             last_owner: String::new(),
@@ -420,7 +466,13 @@ mod tests {
         assert_eq!(paused.admit(&LIMITS, 8).slots, 0);
         let over = LaneState { now: pause.unwrap().until, ..paused };
         assert_eq!((over.admit(&LIMITS, 8).slots, over.admit(&LIMITS, 8).is_probe), (1, true));
-        assert_eq!(LaneState { running: 1, ..over }.admit(&LIMITS, 8).slots, 0);
+        let with_long_upload = LaneState { running: 1, ..over.clone() };
+        assert_eq!(
+            with_long_upload.admit(&LIMITS, 8).slots,
+            1,
+            "an upload from before the pause is no probe"
+        );
+        assert_eq!(LaneState { running: 1, is_probed: true, ..over }.admit(&LIMITS, 8).slots, 0);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use rand::RngExt as _;
 use sea_orm::ConnectionTrait;
 use sea_orm::DbErr;
 use sea_orm::FromQueryResult;
@@ -76,9 +77,14 @@ pub async fn claim(
     slots: usize,
 ) -> Result<Vec<Claimed>, DbErr> {
     let mut chosen: Vec<JobId> = Vec::new();
+    // In a lane that is never idle, looks that are long overdue get a share: they have to end too.
+    let is_their_turn = rand::rng().random_ratio(1, 4);
+    let overdue = if is_their_turn { overdue_look(tx, lane).await? } else { None };
+    chosen.extend(overdue);
     for rank in 0..=1 {
         if chosen.len() < slots {
-            chosen.extend(choose(tx, lane, rank, last_owner, slots - chosen.len()).await?);
+            let more = choose(tx, lane, rank, last_owner, slots - chosen.len()).await?;
+            chosen.extend(more.into_iter().filter(|id| Some(*id) != overdue));
         }
     }
     if chosen.is_empty() {
@@ -98,6 +104,23 @@ pub async fn claim(
     let mut claims = Claimed::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
     claims.sort_by_key(|claim| chosen.iter().position(|id| *id == claim.id));
     Ok(claims)
+}
+
+/// A look that has waited for more than a minute behind uploads.
+async fn overdue_look(tx: &impl ConnectionTrait, lane: &Lane) -> Result<Option<JobId>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        id: JobId,
+    }
+    let lock = if is_postgres(tx) { "FOR UPDATE SKIP LOCKED" } else { "" };
+    let sql = format!(
+        "SELECT id FROM jobs WHERE lane = $1 AND rank = 1 AND {READY} AND kind IN ({}) \
+         AND run_at <= {} - 60000 LIMIT 1 {lock}",
+        quoted(&Work::KINDS),
+        due(tx),
+    );
+    let row = Row::find_by_statement(statement(tx, &sql, [lane.0.clone().into()])).one(tx).await?;
+    Ok(row.map(|row| row.id))
 }
 
 /// Chooses ready jobs of one rank, a fair share of the slots for each owner, in the order of the turns.

@@ -37,6 +37,7 @@ pub async fn complete(
 ) -> Result<(), DbErr> {
     if store::complete(tx, now, upload.id, copy).await? {
         if upload.unknown_since.is_some() {
+            store::adopt_stray(tx, &upload.provider, &copy.provider_file_id).await?;
             verify_later(tx, now, upload).await?;
         }
         return files::create::settle(tx, now, upload.file_id, &upload.owner).await;
@@ -53,8 +54,10 @@ pub async fn superfluous(
     provider_file_id: &str,
     reason: &str,
 ) -> Result<(), DbErr> {
-    store::add_stray(tx, now, upload.id, &upload.provider, provider_file_id, reason).await?;
-    verify_later(tx, now, upload).await
+    if store::add_stray(tx, now, upload.id, &upload.provider, provider_file_id, reason).await? {
+        verify_later(tx, now, upload).await?;
+    }
+    Ok(())
 }
 
 /// The upload is to be tried again.

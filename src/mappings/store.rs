@@ -204,8 +204,13 @@ pub async fn revive(tx: &impl ConnectionTrait, jobs: &[JobId]) -> Result<u64, Db
         return Ok(0);
     }
     let sql = format!(
-        "UPDATE mappings SET status = 'pending' WHERE status = 'failed' AND job_id IN ({})",
-        placeholders(1, jobs.len())
+        "UPDATE mappings SET status = 'pending', \
+         unknown_since = CASE WHEN {decided} THEN NULL ELSE unknown_since END, \
+         looked_at = CASE WHEN {decided} THEN NULL ELSE looked_at END \
+         WHERE status = 'failed' AND job_id IN ({})",
+        placeholders(1, jobs.len()),
+        // Nothing here could find out; whoever retries it has looked at the provider.
+        decided = "error LIKE '{\"code\":\"outcome_unknown\"%'",
     );
     let values: Vec<Value> = jobs.iter().map(|id| id.0.into()).collect();
     Ok(tx.execute_raw(statement(tx, &sql, values)).await?.rows_affected())
@@ -277,7 +282,8 @@ pub struct Stray {
     pub provider_file_id: String,
 }
 
-/// Notes a copy that must go, unless it is the very one that the mapping holds.
+/// Notes a copy that must go, unless it is the very one that the mapping holds. `false` when it was
+/// noted already.
 pub async fn add_stray(
     tx: &impl ConnectionTrait,
     now: Timestamp,
@@ -285,7 +291,7 @@ pub async fn add_stray(
     provider: &str,
     provider_file_id: &str,
     reason: &str,
-) -> Result<(), DbErr> {
+) -> Result<bool, DbErr> {
     let sql = "INSERT INTO strays (id, mapping_id, provider, provider_file_id, reason, found_at) \
                SELECT $1, mappings.id, $3, $4, $5, $6 FROM mappings WHERE mappings.id = $2 \
                AND (mappings.provider_file_id IS NULL OR mappings.provider_file_id <> $4) \
@@ -306,7 +312,7 @@ pub async fn add_stray(
         reason.into(),
         now.0.into(),
     ];
-    tx.execute_raw(statement(tx, &sql, values)).await.map(|_| ())
+    Ok(tx.execute_raw(statement(tx, &sql, values)).await?.rows_affected() == 1)
 }
 
 /// Takes a stray back: its mapping holds it now.

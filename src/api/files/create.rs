@@ -28,6 +28,7 @@ use crate::api::request::RequestId;
 use crate::app::App;
 use crate::blobs::BlobKey;
 use crate::clock::Timestamp;
+use crate::db::WriteError;
 use crate::error::Error;
 use crate::files;
 use crate::files::Purpose;
@@ -209,7 +210,7 @@ impl Commit {
     async fn run(self) -> Result<(String, Option<RecordId>, bool), Error> {
         let Self { app, requests, record, fingerprint, request, destinations, mut form, blob } =
             self;
-        let unclaimed = Unclaimed { app: app.clone(), key: blob.clone() };
+        let mut unclaimed = Unclaimed { app: app.clone(), key: blob.clone() };
         let mut hold = Hold { api: Api { app: app.clone(), requests: requests.clone() }, record };
         let (now, id) = (app.clock.now(), FileId::mint());
         let scanned = form.file.scanned.take();
@@ -267,6 +268,11 @@ impl Commit {
         let written = match written {
             Ok(written) => written,
             Err(error) => {
+                // A database that went away in the middle of the commit may have done it all the same:
+                // then the file needs its bytes. Otherwise they are swept as an orphan.
+                if WriteError::as_db_err(&error).is_some() {
+                    unclaimed.key = None;
+                }
                 hold.let_go().await;
                 return Err(error);
             }
@@ -274,7 +280,6 @@ impl Commit {
         hold.record = None;
         let is_replay = written.2;
         if !is_replay {
-            let mut unclaimed = unclaimed;
             unclaimed.key = None;
             app.notices.hint(Hint::Work);
             metrics::counter!("longshore_files_accepted_total").increment(1);

@@ -260,7 +260,7 @@ pub async fn claim(
     }
     let claims = leases::claim(tx, worker, LEASE, lane, &state.last_owner, admission.slots).await?;
     if let Some(last) = claims.last() {
-        lanes::leave(tx, lane, &state, &admission, claims.len(), &last.owner).await?;
+        lanes::leave(tx, lane, &state, &admission, claims.len(), (last.id, &last.owner)).await?;
     }
     Ok(claims)
 }
