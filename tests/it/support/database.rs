@@ -61,6 +61,17 @@ impl Database {
         db.read().query_all_raw(statement).await.unwrap()
     }
 
+    /// Changes what the server under test has written: to bring on what is minutes away, or to damage it.
+    pub async fn execute(&self, sql: &'static str) {
+        let db = Db::connect(&self.url).await.unwrap();
+        let written: Result<(), sea_orm::DbErr> = db
+            .work(move |tx| {
+                Box::pin(async move { tx.execute_unprepared(sql).await.map(|_| ()) })
+            })
+            .await;
+        written.unwrap();
+    }
+
     /// The one number that a query answers.
     pub async fn count(&self, sql: &str) -> i64 {
         self.query(sql).await[0].try_get_by_index(0).unwrap()

@@ -20,6 +20,7 @@ pub struct Options {
     /// Settings of every provider.
     pub provider: String,
     pub lease: &'static str,
+    pub drain: &'static str,
     /// The models, each at an account of the same name.
     pub models: &'static [&'static str],
     /// Whether the server runs the workers too.
@@ -33,6 +34,7 @@ impl Default for Options {
             extra: String::new(),
             provider: String::new(),
             lease: "1s",
+            drain: "5s",
             models: &["a", "b", "c"],
             command: "up",
         }
@@ -96,6 +98,13 @@ impl Env {
         self.client.base = client.base;
     }
 
+    /// Changes the text of the configuration, for what is started from now on.
+    pub fn reconfigure(&self, change: impl FnOnce(String) -> String) {
+        let path = self.folder().join("longshore.toml");
+        let text = change(std::fs::read_to_string(&path).unwrap());
+        std::fs::write(path, text).unwrap();
+    }
+
     /// Another process beside the server, as `work`.
     pub fn also(&self, command: &str) -> Process {
         let mut process = Process::start(
@@ -156,7 +165,7 @@ url = "{url}"
 url = "file://blobs"
 [workers]
 lease = "{lease}"
-drain = "5s"
+drain = "{drain}"
 [retry]
 base_delay = "50ms"
 max_delay = "1s"
@@ -164,6 +173,7 @@ max_delay = "1s"
         extra = options.extra,
         url = database.url,
         lease = options.lease,
+        drain = options.drain,
     );
     for model in options.models {
         let (base, provider) = (sandbox.base_url(model), &options.provider);

@@ -1,15 +1,23 @@
 //! What every test stands on: a sandbox, a fresh database, the real binary, and a client of it.
 
 mod client;
+mod crew;
 mod database;
 mod env;
+mod faults;
 mod process;
 
 pub use client::Client;
 pub use client::Part;
+pub use crew::Crew;
 pub use database::Database;
+pub use database::Kind;
+pub use env::ADMIN_KEY;
 pub use env::Env;
 pub use env::Options;
+pub use env::PROVIDER_KEY;
+pub use faults::mapping;
+pub use faults::status;
 pub use process::Process;
 
 use std::time::Duration;
