@@ -43,7 +43,9 @@ pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<()> {
         LogFormat::Pretty => layer.with_target(false).boxed(),
         LogFormat::Json => layer.json().flatten_event(true).with_span_list(true).boxed(),
     };
-    tracing_subscriber::registry().with(layer.with_filter(filter)).try_init()?;
+    // A filter of the whole registry, not of the layer: one that belongs to a layer remembers a mere
+    // question (sqlx asks with each statement whether it may log) and drops the next event for it.
+    tracing_subscriber::registry().with(filter).with(layer).try_init()?;
     count()
 }
 
