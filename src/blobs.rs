@@ -92,6 +92,7 @@ fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
 #[derive(Clone, Debug)]
 pub struct Blobs {
     store: Arc<dyn ObjectStore>,
+    folder: Arc<std::path::Path>,
 }
 
 impl Blobs {
@@ -108,7 +109,7 @@ impl Blobs {
             ))
         })?;
         let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
-        Ok(Self { store: Arc::new(store) })
+        Ok(Self { store: Arc::new(store), folder: folder.into() })
     }
 
     /// Begins to write an object. Dropped before [`BlobWriter::finish`], it leaves nothing.
@@ -178,6 +179,19 @@ impl Blobs {
             .boxed()
     }
 
+    /// Removes what writers that died left unfinished, if it was last written before `before`: it lies
+    /// beside the objects, and no list of them shows it.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be read.
+    pub async fn delete_unfinished(&self, before: Timestamp) -> Result<u64, BlobError> {
+        let folder = self.folder.join("uploads");
+        let swept = tokio::task::spawn_blocking(move || delete_unfinished(&folder, before));
+        let swept = swept.await.map_err(std::io::Error::other).flatten();
+        swept.map_err(|error| BlobError::Store(error.into()))
+    }
+
     /// Answers when the store does.
     ///
     /// # Errors
@@ -189,6 +203,36 @@ impl Blobs {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// A folder's store writes an object as `NAME#N` until it is whole.
+fn delete_unfinished(folder: &std::path::Path, before: Timestamp) -> std::io::Result<u64> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    let mut deleted = 0;
+    for entry in entries {
+        let entry = entry?;
+        let metadata = match entry.metadata() {
+            // It was finished or given up meanwhile.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            metadata => metadata?,
+        };
+        if metadata.is_dir() {
+            deleted += delete_unfinished(&entry.path(), before)?;
+        } else if entry.file_name().to_string_lossy().contains('#') && written(&metadata)? < before
+        {
+            std::fs::remove_file(entry.path())?;
+            deleted += 1;
+        }
+    }
+    Ok(deleted)
+}
+
+fn written(metadata: &std::fs::Metadata) -> std::io::Result<Timestamp> {
+    let since = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Ok(Timestamp(crate::clock::millis(since)))
 }
 
 /// Reads a local file in large pieces, off the runtime's own threads.
