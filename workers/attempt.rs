@@ -157,7 +157,7 @@ impl Attempt {
                     std::panic::AssertUnwindSafe(registry::run(self, &work)).catch_unwind().await;
                 run.unwrap_or_else(|_| registry::panicked(&work))
             }
-            Err(error) => registry::unreadable(&error),
+            Err(error) => registry::unreadable(&self.job, &error),
         };
         let seconds = started.elapsed().as_secs_f64();
         metrics::histogram!("longshore_attempt_seconds", "kind" => self.job.kind.clone())

@@ -14,9 +14,13 @@ use super::attempt::Effects;
 use super::upload_file;
 use super::verify_upload;
 use crate::clock::Timestamp;
+use crate::ids::FileId;
+use crate::ids::JobId;
 use crate::jobs::Ending;
 use crate::jobs::Work;
 use crate::jobs::leases::Claimed;
+use crate::mappings;
+use crate::mappings::store::Certainty;
 
 /// Runs a job.
 pub async fn run(attempt: &Attempt, work: &Work) -> Done {
@@ -35,7 +39,7 @@ pub async fn claimed(tx: &impl ConnectionTrait, jobs: &[Claimed]) -> Result<(), 
             _ => None,
         })
         .collect();
-    crate::mappings::store::begin_uploads(tx, &uploads).await
+    mappings::store::begin_uploads(tx, &uploads).await
 }
 
 /// Writes what follows when an attempt ended and nobody can say how: its worker died, or it panicked.
@@ -64,13 +68,13 @@ pub fn panicked(work: &Work) -> Done {
 }
 
 /// The end of an attempt at a job whose payload is not of its kind's shape: nothing was begun.
-pub fn unreadable(error: &serde_json::Error) -> Done {
+pub fn unreadable(job: &Claimed, error: &serde_json::Error) -> Done {
     Done {
         conclusion: Conclusion::permanent(
             "payload_unreadable",
             format!("the payload of the job cannot be read: {error}"),
         ),
-        effects: Arc::new(Nothing),
+        effects: Arc::new(Unreadable { job_id: job.id, file_id: job.file_id }),
     }
 }
 
@@ -95,5 +99,30 @@ impl Effects for Unseen {
         ending: &Ending,
     ) -> Result<(), DbErr> {
         ended_unseen(tx, now, &self.0, ending).await
+    }
+}
+
+/// The mapping that an unreadable job was for is found by the job: it would wait for ever.
+struct Unreadable {
+    job_id: JobId,
+    file_id: Option<FileId>,
+}
+
+#[async_trait]
+impl Effects for Unreadable {
+    async fn write(
+        &self,
+        tx: &DatabaseTransaction,
+        now: Timestamp,
+        ending: &Ending,
+    ) -> Result<(), DbErr> {
+        let (Some(file_id), Ending::Failed(failure)) = (self.file_id, ending) else {
+            return Ok(());
+        };
+        let Some(id) = mappings::store::of_job(tx, file_id, self.job_id).await? else {
+            return Ok(());
+        };
+        let Some(upload) = mappings::store::find_upload(tx, id).await? else { return Ok(()) };
+        mappings::outcome::abandon(tx, now, &upload, Certainty::Unchanged, failure).await
     }
 }
