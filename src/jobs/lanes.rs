@@ -203,11 +203,15 @@ pub async fn open(tx: &impl ConnectionTrait, lane: &Lane, credential: &str) -> R
 /// Reads the lane, and on PostgreSQL locks it: claims and reports of one lane come one after another.
 /// (SQLite has one writer anyway.)
 pub async fn enter(tx: &impl ConnectionTrait, lane: &Lane) -> Result<LaneState, DbErr> {
-    let lock = if is_postgres(tx) { "FOR UPDATE OF lanes" } else { "" };
+    if is_postgres(tx) {
+        // A statement of its own: one that waits for the lock counts what ran before its wait.
+        let sql = "SELECT 1 FROM lanes WHERE name = $1 FOR UPDATE";
+        tx.execute_raw(statement(tx, sql, [lane.0.clone().into()])).await?;
+    }
     let sql = format!(
         "SELECT paused_until, pause_reason, failures, tokens, refilled_at, last_owner, \
          (SELECT count(*) FROM jobs WHERE lane = $1 AND status = 'running') AS running, {} AS now \
-         FROM lanes WHERE name = $1 {lock}",
+         FROM lanes WHERE name = $1",
         db::now(tx)
     );
     let row = Row::find_by_statement(statement(tx, &sql, [lane.0.clone().into()])).one(tx).await?;
