@@ -290,7 +290,12 @@ pub fn after(state: &LaneState, report: Report, jitter: f64) -> (Option<Pause>, 
             let length = retry_after.unwrap_or_default().max(retry::outage_pause(failures, jitter));
             (pause(length, PauseReason::Outage), failures, Spend::Attempt)
         }
+        // Others have met it already, and nothing new is asked for.
+        Report::RateLimited { retry_after: None } | Report::Capacity if state.is_paused() => {
+            (state.pause, state.failures, Spend::Nothing)
+        }
         Report::RateLimited { retry_after } => {
+            let failures = if state.is_paused() { state.failures } else { failures };
             let length = retry_after.unwrap_or_else(|| retry::outage_pause(failures, jitter));
             let asked = state.now.after(length);
             let until = state.pause.map_or(asked, |pause| pause.until.max(asked));
