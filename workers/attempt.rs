@@ -236,6 +236,15 @@ impl Attempt {
                             )
                         }
                     };
+                    // A cancellation that came too late for this attempt still rules out the next.
+                    let ending = match ending {
+                        Ending::Retry { .. }
+                            if leases::is_cancel_requested(tx, fence.job_id).await? =>
+                        {
+                            Ending::Cancelled
+                        }
+                        ending => ending,
+                    };
                     let outcome = outcome(&conclusion, &ending);
                     if !leases::end(tx, &fence, claimed_at, &ending, outcome).await? {
                         effects.write_after_loss(tx, now).await?;
@@ -320,11 +329,11 @@ fn decide(
 
 fn outcome(conclusion: &Conclusion, ending: &Ending) -> &'static str {
     match (conclusion, ending) {
+        (_, Ending::Cancelled) => "cancelled",
         (Conclusion::HandedBack, _) => "handed_back",
         (_, Ending::Succeeded) => "succeeded",
         (_, Ending::Retry { .. }) => "retried",
         (_, Ending::Failed(_)) => "failed",
-        (_, Ending::Cancelled) => "cancelled",
     }
 }
 

@@ -21,6 +21,7 @@ use crate::mappings::store::Certainty;
 
 /// Cancels a job that waits, and asks the worker of one that runs to stop.
 pub async fn cancel(tx: &DatabaseTransaction, now: Timestamp, job: &Job) -> Result<(), Error> {
+    store::lock(tx, job.id).await?;
     if store::cancel_waiting(tx, now, job.id).await? {
         let failure = Failure::permanent("cancelled", "the upload was cancelled");
         give_up(tx, now, job, &failure).await?;

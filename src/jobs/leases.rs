@@ -244,6 +244,14 @@ pub async fn check(tx: &impl ConnectionTrait, fence: &Fence) -> Result<bool, DbE
     Ok(tx.query_one_raw(statement(tx, &sql, values)).await?.is_some())
 }
 
+/// Whether a client wants the job to stop. Whoever asks for it later has to wait for this transaction.
+pub async fn is_cancel_requested(tx: &impl ConnectionTrait, job: JobId) -> Result<bool, DbErr> {
+    let lock = if is_postgres(tx) { "FOR UPDATE" } else { "" };
+    let sql =
+        format!("SELECT 1 FROM jobs WHERE id = $1 AND cancel_requested_at IS NOT NULL {lock}");
+    Ok(tx.query_one_raw(statement(tx, &sql, [job.0.into()])).await?.is_some())
+}
+
 /// Sets how far a job is, in a transaction that has passed its fence.
 pub async fn set_progress(
     tx: &impl ConnectionTrait,

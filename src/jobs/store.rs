@@ -178,6 +178,15 @@ pub async fn attempts(db: &impl ConnectionTrait, id: JobId) -> Result<Vec<Attemp
     Attempt::find_by_statement(statement(db, sql, [id.0.into()])).all(db).await
 }
 
+/// Keeps a job from being claimed or ended until the transaction is over (SQLite has one writer anyway).
+pub async fn lock(tx: &impl ConnectionTrait, id: JobId) -> Result<(), DbErr> {
+    if db::is_postgres(tx) {
+        let sql = "SELECT 1 FROM jobs WHERE id = $1 FOR UPDATE";
+        tx.execute_raw(statement(tx, sql, [id.0.into()])).await?;
+    }
+    Ok(())
+}
+
 /// Cancels a job that waits. `false` when it does not wait (any more).
 pub async fn cancel_waiting(
     tx: &impl ConnectionTrait,
