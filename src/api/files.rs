@@ -180,12 +180,11 @@ async fn retry(
     Path(id): Path<String>,
 ) -> Result<Json<FileObject>, Error> {
     let view = find(&app, &caller, &id).await?;
-    let now = app.clock.now();
     let view = app
         .db
         .intake(move |tx| {
             let view = view.clone();
-            Box::pin(async move { files::create::retry(tx, now, &view).await })
+            Box::pin(async move { files::create::retry(tx, &view).await })
         })
         .await?;
     app.notices.hint(Hint::Work);

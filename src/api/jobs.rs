@@ -195,11 +195,10 @@ async fn retry(
     Path(id): Path<String>,
 ) -> Result<Json<JobObject>, Error> {
     let job = find(&app, &caller, &id).await?;
-    let now = app.clock.now();
     app.db
         .intake(move |tx| {
             let job = job.clone();
-            Box::pin(async move { jobs::control::retry(tx, now, &job).await })
+            Box::pin(async move { jobs::control::retry(tx, &job).await })
         })
         .await?;
     app.notices.hint(Hint::Work);

@@ -133,14 +133,10 @@ async fn send(
 }
 
 /// Queues the failed mappings of a file again, with all their attempts.
-pub async fn retry(
-    tx: &DatabaseTransaction,
-    now: Timestamp,
-    view: &FileView,
-) -> Result<FileView, Error> {
+pub async fn retry(tx: &DatabaseTransaction, view: &FileView) -> Result<FileView, Error> {
     let file = &view.file;
     let failed = mappings::store::failed_jobs(tx, file.id).await?;
-    let queued = jobs::store::requeue(tx, now, &failed).await?;
+    let queued = jobs::store::requeue(tx, &failed).await?;
     if mappings::store::revive(tx, &queued).await? > 0 {
         store::set_status(tx, file.id, FileStatus::Uploaded, None).await?;
     }

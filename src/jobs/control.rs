@@ -70,7 +70,7 @@ async fn give_up(
 }
 
 /// Queues a failed or cancelled job again, with all its attempts.
-pub async fn retry(tx: &DatabaseTransaction, now: Timestamp, job: &Job) -> Result<(), Error> {
+pub async fn retry(tx: &DatabaseTransaction, job: &Job) -> Result<(), Error> {
     if !matches!(job.status()?, JobStatus::Failed | JobStatus::Cancelled) {
         return Err(Error::Conflict {
             code: "job_not_failed",
@@ -96,7 +96,7 @@ pub async fn retry(tx: &DatabaseTransaction, now: Timestamp, job: &Job) -> Resul
             return Err(superseded());
         }
     }
-    let queued = store::requeue(tx, now, &[job.id]).await?;
+    let queued = store::requeue(tx, &[job.id]).await?;
     if queued.is_empty() {
         return Err(superseded());
     }

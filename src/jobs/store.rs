@@ -240,11 +240,7 @@ pub async fn request_cancel(
 }
 
 /// Queues failed or cancelled jobs again, with all their attempts. Answers those that it queued.
-pub async fn requeue(
-    tx: &impl ConnectionTrait,
-    now: Timestamp,
-    ids: &[JobId],
-) -> Result<Vec<JobId>, DbErr> {
+pub async fn requeue(tx: &impl ConnectionTrait, ids: &[JobId]) -> Result<Vec<JobId>, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         id: JobId,
@@ -254,12 +250,12 @@ pub async fn requeue(
     }
     let sql = format!(
         "UPDATE jobs SET status = 'queued', attempt = 0, deaths = 0, error = NULL, progress = NULL, \
-         cancel_requested_at = NULL, finished_at = NULL, started_at = NULL, run_at = $1 \
+         cancel_requested_at = NULL, finished_at = NULL, started_at = NULL, run_at = {} \
          WHERE status IN ('failed', 'cancelled') AND id IN ({}) RETURNING id",
-        placeholders(2, ids.len())
+        db::now(tx),
+        placeholders(1, ids.len())
     );
-    let mut values: Vec<Value> = vec![now.0.into()];
-    values.extend(ids.iter().map(|id| Value::from(id.0)));
+    let values: Vec<Value> = ids.iter().map(|id| id.0.into()).collect();
     let rows = Row::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
     Ok(rows.into_iter().map(|row| row.id).collect())
 }
