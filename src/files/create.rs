@@ -152,14 +152,16 @@ pub async fn settle(
     owner: &str,
 ) -> Result<(), sea_orm::DbErr> {
     let mappings = mappings::store::statuses(tx, file_id).await?;
-    let status = FileStatus::of_mappings(mappings.iter().map(|(_, status)| *status));
+    let status = FileStatus::of_mappings(mappings.iter().map(|mapping| mapping.status));
     let failed: Vec<_> = mappings
         .iter()
-        .filter(|(_, status)| *status == mappings::MappingStatus::Failed)
-        .map(|(model, _)| format!("`{model}`"))
+        .filter(|mapping| mapping.status == mappings::MappingStatus::Failed)
+        .map(|mapping| {
+            let why = mapping.failure.as_ref().map_or("failed", |failure| &failure.message);
+            format!("`{}`: {why}", mapping.model)
+        })
         .collect();
-    let details = (status == FileStatus::Error)
-        .then(|| format!("not accepted for {}; see the errors in `mappings`", failed.join(", ")));
+    let details = (status == FileStatus::Error).then(|| failed.join("; "));
     if store::set_status(tx, file_id, status, details.as_deref()).await? && status.is_final() {
         let kind = if status == FileStatus::Error {
             EventKind::FileFailed

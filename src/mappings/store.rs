@@ -239,16 +239,21 @@ pub async fn of_job(
     Ok(row.map(|row| row.id))
 }
 
-/// The statuses of a file's mappings, with the file locked on PostgreSQL: two mappings that end at
+/// What the status of a file follows from.
+pub struct Standing {
+    pub model: String,
+    pub status: MappingStatus,
+    pub failure: Option<Failure>,
+}
+
+/// How a file's mappings stand, with the file locked on PostgreSQL: two mappings that end at
 /// once must see each other, or neither would find the file complete.
-pub async fn statuses(
-    tx: &impl ConnectionTrait,
-    file_id: FileId,
-) -> Result<Vec<(String, MappingStatus)>, DbErr> {
+pub async fn statuses(tx: &impl ConnectionTrait, file_id: FileId) -> Result<Vec<Standing>, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         model: String,
         status: String,
+        error: Option<String>,
     }
     if is_postgres(tx) {
         tx.execute_raw(statement(
@@ -258,9 +263,17 @@ pub async fn statuses(
         ))
         .await?;
     }
-    let sql = "SELECT model, status FROM mappings WHERE file_id = $1 ORDER BY position";
+    let sql = "SELECT model, status, error FROM mappings WHERE file_id = $1 ORDER BY position";
     let rows = Row::find_by_statement(statement(tx, sql, [file_id.0.into()])).all(tx).await?;
-    rows.into_iter().map(|row| Ok((row.model, row.status.parse().map_err(DbErr::Type)?))).collect()
+    rows.into_iter()
+        .map(|row| {
+            Ok(Standing {
+                status: row.status.parse().map_err(DbErr::Type)?,
+                failure: row.error.as_deref().and_then(|error| serde_json::from_str(error).ok()),
+                model: row.model,
+            })
+        })
+        .collect()
 }
 
 /// A provider object that is ours and must go.
