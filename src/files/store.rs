@@ -133,9 +133,11 @@ impl MappingView {
         if !waits {
             return (None, None);
         }
-        let paused_until = self.paused_until.filter(|until| *until < FOR_EVER);
-        let retry_at =
-            if self.pause_reason.is_some() { paused_until.max(self.run_at) } else { self.run_at };
+        let retry_at = match self.paused_until {
+            // Nobody knows when somebody will act.
+            Some(FOR_EVER) => None,
+            paused_until => paused_until.max(self.run_at),
+        };
         (
             self.pause_reason.as_deref(),
             retry_at.filter(|_| self.attempts > 0 || self.pause_reason.is_some()),
