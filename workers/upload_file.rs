@@ -147,6 +147,10 @@ async fn settle(attempt: &Attempt, account: &Account, upload: &Upload, bytes: u6
     }
     let files = match attempt.listings.look(account, &Marker(upload.marker.clone())).await {
         Ok(files) => files,
+        // It has no list to be asked.
+        Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Unsupported) => {
+            return Settled::Otherwise(Carried::of(cannot_know(account)));
+        }
         Err(error) => return Settled::Otherwise(Carried::of(Conclusion::of_error(&error))),
     };
     let condemned = match store::condemned(attempt.app.db.read(), upload.id).await {
