@@ -160,11 +160,14 @@ async fn of_two_workers_one_can_be_killed_under_load() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_that_outlives_three_workers_is_a_dead_letter_and_the_others_go_on() {
     let mut env = Env::start().await;
-    env.spoil_as("a", FaultRule {
-        times: 0,
-        filename_contains: Some("deadly".to_owned()),
-        ..FaultRule::new(Operation::Upload, Fault::Hold { hold_before: true })
-    });
+    env.spoil_as(
+        "a",
+        FaultRule {
+            times: 0,
+            filename_contains: Some("deadly".to_owned()),
+            ..FaultRule::new(Operation::Upload, Fault::Hold { hold_before: true })
+        },
+    );
     let part = Part {
         filename: "deadly.txt",
         purpose: "user_data",
@@ -174,7 +177,13 @@ async fn a_job_that_outlives_three_workers_is_a_dead_letter_and_the_others_go_on
     let (_, deadly) = env.client.try_upload(part).await;
     let deadly = deadly["id"].as_str().unwrap().to_owned();
     for death in 1..=3 {
-        env.held("a", death).await;
+        // The sandbox notes when it has chosen to hold a call.
+        eventually(PATIENCE, async || {
+            let calls = env.sandbox.calls("a");
+            let held = calls.iter().filter(|call| call.fault.as_deref() == Some("hold")).count();
+            (held == death).then_some(())
+        })
+        .await;
         let other = env.client.upload(&["a"]).await;
         let other = env.client.settled(other["id"].as_str().unwrap()).await;
         assert_eq!(other["status"], "processed", "{other}");
@@ -202,9 +211,7 @@ async fn a_payload_that_cannot_be_read_fails_its_upload_and_no_other() {
     let env = Env::start().await;
     env.lane("a", "pause").await;
     let damaged = env.client.upload(&["a", "b"]).await;
-    env.database
-        .execute("UPDATE jobs SET payload = '{\"mapping\": 7}' WHERE model = 'a'")
-        .await;
+    env.database.execute("UPDATE jobs SET payload = '{\"mapping\": 7}' WHERE model = 'a'").await;
     let sound = env.client.upload(&["a"]).await;
     env.lane("a", "resume").await;
     assert_eq!(env.client.settled(sound["id"].as_str().unwrap()).await["status"], "processed");

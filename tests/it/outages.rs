@@ -163,7 +163,10 @@ async fn a_rejected_credential_parks_the_lane_until_another_is_configured() {
         let (waiting, job) = blocked(&env, id, "a").await;
         assert_eq!(waiting["blocked_by"], "credential_rejected");
         assert!(waiting.get("retry_at").is_none(), "{waiting}");
-        assert_eq!((&job["blocked_by"], &job["attempt"]), (&json!("credential_rejected"), &json!(0)));
+        assert_eq!(
+            (&job["blocked_by"], &job["attempt"]),
+            (&json!("credential_rejected"), &json!(0))
+        );
         assert_eq!(env.client.file(id).await["status"], "uploaded");
     }
     // The same key again changes nothing.

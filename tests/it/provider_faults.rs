@@ -223,11 +223,9 @@ async fn an_unknown_outcome_is_left_to_a_person_where_a_provider_cannot_list() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unknown_outcome_is_left_to_a_person_where_names_are_not_marked() {
-    let (env, file) = meet(
-        vec![Fault::LostAnswer, Fault::Hang { executed: false }],
-        "mark_filenames = false\n",
-    )
-    .await;
+    let (env, file) =
+        meet(vec![Fault::LostAnswer, Fault::Hang { executed: false }], "mark_filenames = false\n")
+            .await;
     assert_eq!(file["status"], "error", "{file}");
     for model in env.options.models {
         assert_eq!(mapping(&file, model)["error"]["code"], "outcome_unknown", "{file}");
@@ -238,11 +236,9 @@ async fn an_unknown_outcome_is_left_to_a_person_where_names_are_not_marked() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_provider_that_stands_still_holds_up_no_other() {
-    let env = Env::with(Options {
-        provider: "max_concurrency = 2\n".to_owned(),
-        ..Options::default()
-    })
-    .await;
+    let env =
+        Env::with(Options { provider: "max_concurrency = 2\n".to_owned(), ..Options::default() })
+            .await;
     let hold = FaultRule::new(Operation::Upload, Fault::Hold { hold_before: true });
     env.spoil_as("a", FaultRule { times: 0, ..hold });
     let mut ids = Vec::new();

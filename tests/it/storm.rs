@@ -110,9 +110,8 @@ async fn weather(kind: Kind, length: Duration) {
     .await;
     script(&crew.env, &mut random);
     let (server, answered) = (Arc::new(Mutex::new(crew.env.client.clone())), Arc::default());
-    let clients: Vec<_> = (0..3)
-        .map(|_| tokio::spawn(upload(Arc::clone(&server), Arc::clone(&answered))))
-        .collect();
+    let clients: Vec<_> =
+        (0..3).map(|_| tokio::spawn(upload(Arc::clone(&server), Arc::clone(&answered)))).collect();
     let begun = Instant::now();
     while begun.elapsed() < length {
         tokio::time::sleep(Duration::from_millis(random.random_range(1000..2000))).await;
@@ -139,8 +138,11 @@ async fn weather(kind: Kind, length: Duration) {
     let there: HashMap<&str, &Value> =
         files.iter().map(|file| (file["id"].as_str().unwrap(), file)).collect();
     assert!(ids.iter().all(|id| there.contains_key(id.as_str())), "a file was lost");
-    let unanswered: Vec<String> =
-        there.keys().filter(|id| !ids.iter().any(|known| known == *id)).map(|id| (*id).to_owned()).collect();
+    let unanswered: Vec<String> = there
+        .keys()
+        .filter(|id| !ids.iter().any(|known| known == *id))
+        .map(|id| (*id).to_owned())
+        .collect();
     settle(env, &unanswered).await;
 
     let (_, list) = env.client.get("/v1/files?limit=10000").await;
@@ -148,7 +150,12 @@ async fn weather(kind: Kind, length: Duration) {
     for account in env.options.models {
         let mut held: Vec<String> = files
             .iter()
-            .map(|file| crate::support::mapping(file, account)["provider_file_id"].as_str().unwrap().to_owned())
+            .map(|file| {
+                crate::support::mapping(file, account)["provider_file_id"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned()
+            })
             .collect();
         let mut live: Vec<String> =
             env.sandbox.live_files(account).into_iter().map(|file| file.id).collect();

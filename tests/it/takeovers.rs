@@ -45,10 +45,8 @@ async fn what_a_frozen_worker_did_at_the_provider_is_removed() {
     assert_eq!(file["status"], "processed", "{file}");
     // Now the provider executes what the frozen worker had sent.
     crew.env.sandbox.release("a");
-    eventually(PATIENCE, async || {
-        (crew.env.sandbox.live_files("a").len() == 2).then_some(())
-    })
-    .await;
+    eventually(PATIENCE, async || (crew.env.sandbox.live_files("a").len() == 2).then_some(()))
+        .await;
     crew.worker().signal("CONT");
     crew.worker().logged("taken over");
     crew.env.quiet().await;

@@ -65,9 +65,7 @@ impl Database {
     pub async fn execute(&self, sql: &'static str) {
         let db = Db::connect(&self.url).await.unwrap();
         let written: Result<(), sea_orm::DbErr> = db
-            .work(move |tx| {
-                Box::pin(async move { tx.execute_unprepared(sql).await.map(|_| ()) })
-            })
+            .work(move |tx| Box::pin(async move { tx.execute_unprepared(sql).await.map(|_| ()) }))
             .await;
         written.unwrap();
     }

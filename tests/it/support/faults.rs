@@ -23,10 +23,8 @@ pub fn mapping<'f>(file: &'f Value, model: &str) -> &'f Value {
 
 /// A fault that answers with a status and headers, without the call's effect.
 pub fn status(status: u16, headers: &[(&str, &str)], body: Value) -> Fault {
-    let headers: BTreeMap<_, _> = headers
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-        .collect();
+    let headers: BTreeMap<_, _> =
+        headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     Fault::Status { status, headers, body, drain: true }
 }
 
