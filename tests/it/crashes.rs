@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 use std::time::Instant;
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -21,6 +20,7 @@ use crate::support::Options;
 use crate::support::Part;
 use crate::support::eventually;
 use crate::support::mapping;
+use crate::support::now;
 
 const BOTH: [Kind; 2] = [Kind::Sqlite, Kind::Postgres];
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -59,7 +59,7 @@ fn age(folder: &std::path::Path) {
             age(&path);
         } else {
             let file = std::fs::File::options().write(true).open(path).unwrap();
-            file.set_modified(SystemTime::now() - Duration::from_secs(7200)).unwrap();
+            file.set_modified(now() - Duration::from_secs(7200)).unwrap();
         }
     }
 }

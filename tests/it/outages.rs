@@ -1,7 +1,6 @@
 //! What speaks against a provider as a whole: its lane stands still, and its jobs wait at no cost.
 
 use std::time::Duration;
-use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 use longshore::sandbox::Fault;
@@ -18,6 +17,7 @@ use crate::support::Options;
 use crate::support::PROVIDER_KEY;
 use crate::support::eventually;
 use crate::support::mapping;
+use crate::support::now;
 use crate::support::status;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -35,7 +35,7 @@ async fn blocked(env: &Env, id: &str, model: &str) -> (Value, Value) {
 }
 
 fn unix_now() -> i64 {
-    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap()
+    i64::try_from(now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -74,7 +74,7 @@ async fn a_provider_that_is_down_costs_one_job_an_attempt_and_not_every_job() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rate_limit_is_waited_out_as_long_as_the_provider_asks_and_costs_no_attempt() {
-    let in_three_seconds = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3));
+    let in_three_seconds = httpdate::fmt_http_date(now() + Duration::from_secs(3));
     let headers: [(&str, Option<&str>, std::ops::RangeInclusive<i64>); 5] = [
         ("a", Some("2"), 0..=2),
         ("b", Some(&in_three_seconds), 0..=3),

@@ -163,6 +163,8 @@ async fn weather(kind: Kind, length: Duration) {
         live.sort();
         assert_eq!(held, live, "copies at `{account}` that are no mapping's, or missing");
     }
+    let died = "SELECT count(*) FROM job_attempts WHERE outcome = 'died'";
+    assert!(env.database.count(died).await > 0, "no storm: nobody died at work");
     let stuck = "SELECT count(*) FROM mappings WHERE status <> 'ready'";
     assert_eq!(env.database.count(stuck).await, 0);
     assert!(env.blobs() >= files.len());
@@ -170,10 +172,10 @@ async fn weather(kind: Kind, length: Duration) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_file_is_lost_or_doubled_in_a_storm() {
-    weather(Kind::Sqlite, Duration::from_secs(12)).await;
+    weather(Kind::Sqlite, Duration::from_secs(9)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_file_is_lost_or_doubled_in_a_storm_over_processes() {
-    weather(Kind::Postgres, Duration::from_secs(8)).await;
+    weather(Kind::Postgres, Duration::from_secs(5)).await;
 }

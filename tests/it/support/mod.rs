@@ -28,6 +28,14 @@ pub use queue::Queue;
 pub use wire::RawForm;
 
 use std::time::Duration;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
+
+/// The time that the server under test should have, too.
+pub fn now() -> SystemTime {
+    let now = longshore::clock::Clock::default().now();
+    UNIX_EPOCH + Duration::from_millis(u64::try_from(now.0).unwrap())
+}
 
 /// Asks `probe` until it answers, for `patience` at most.
 pub async fn eventually<T>(patience: Duration, mut probe: impl AsyncFnMut() -> Option<T>) -> T {

@@ -227,7 +227,7 @@ impl Queue {
             expires_at: None,
         };
         let destinations: Arc<[Destination]> =
-            models.iter().map(|name| destination(name)).collect();
+            models.iter().map(destination).collect();
         let dispatch =
             Dispatch { installation_id: "aaaaaa".into(), max_attempts: 30, request_id: None };
         let now = self.now().await;
