@@ -3,6 +3,7 @@
 
 mod border;
 mod cancellations;
+mod commands;
 mod content;
 mod crashes;
 mod filenames;
@@ -15,6 +16,7 @@ mod provider_faults;
 mod queue;
 mod refusals;
 mod repetition;
+mod sdk;
 mod secrets;
 mod shutdowns;
 mod storm;

@@ -71,7 +71,7 @@ async fn no_key_is_in_a_log_a_metric_an_answer_or_the_database() {
     ] {
         answers.push(admin.get(path).await.1.to_string());
     }
-    for (_, job) in admin.get("/v1/jobs").await.1["data"].as_array().unwrap().iter().enumerate() {
+    for job in admin.get("/v1/jobs").await.1["data"].as_array().unwrap().iter() {
         answers.push(
             admin
                 .get(&format!("/v1/jobs/{}/attempts", job["id"].as_str().unwrap()))

@@ -9,6 +9,7 @@ use std::process::ExitStatus;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -17,6 +18,7 @@ pub struct Process {
     child: Child,
     log: Arc<Mutex<String>>,
     output: Arc<Mutex<String>>,
+    gatherers: Vec<JoinHandle<()>>,
 }
 
 impl Process {
@@ -36,9 +38,9 @@ impl Process {
         }
         command.envs(environment.iter().copied());
         let mut child = command.spawn().unwrap();
-        let log = gather(child.stderr.take().unwrap());
-        let output = gather(child.stdout.take().unwrap());
-        Self { child, log, output }
+        let (log, log_gatherer) = gather(child.stderr.take().unwrap());
+        let (output, output_gatherer) = gather(child.stdout.take().unwrap());
+        Self { child, log, output, gatherers: vec![log_gatherer, output_gatherer] }
     }
 
     /// What it has logged (standard error).
@@ -66,6 +68,27 @@ impl Process {
             );
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Waits until the output holds `text`, and answers the line.
+    pub fn printed(&self, text: &str) -> String {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(line) = self.output().lines().find(|line| line.contains(text)) {
+                return line.to_owned();
+            }
+            assert!(Instant::now() < deadline, "`{text}` was not printed:\n{}", self.output());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// All that it has printed and logged, once it has ended.
+    pub fn all(&mut self) -> (String, String) {
+        self.child.wait().unwrap();
+        for gatherer in self.gatherers.drain(..) {
+            gatherer.join().unwrap();
+        }
+        (self.output(), self.log())
     }
 
     /// SIGKILL: what a crash or the loss of power does to the process.
@@ -112,15 +135,15 @@ impl Drop for Process {
     }
 }
 
-fn gather(stream: impl std::io::Read + Send + 'static) -> Arc<Mutex<String>> {
+fn gather(stream: impl std::io::Read + Send + 'static) -> (Arc<Mutex<String>>, JoinHandle<()>) {
     let text = Arc::<Mutex<String>>::default();
     let gathered = Arc::clone(&text);
-    std::thread::spawn(move || {
+    let gatherer = std::thread::spawn(move || {
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
             let mut gathered = gathered.lock().unwrap();
             gathered.push_str(&line);
             gathered.push('\n');
         }
     });
-    text
+    (text, gatherer)
 }

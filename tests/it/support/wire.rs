@@ -86,7 +86,7 @@ impl Client {
         if is_over {
             stream.shutdown().await.unwrap();
         }
-        let (mut answer, mut buffer) = (Vec::new(), [0; 65536]);
+        let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
         loop {
             let patience = Duration::from_secs(if answer.is_empty() { 20 } else { 1 });
             match tokio::time::timeout(patience, stream.read(&mut buffer)).await {

@@ -1,0 +1,253 @@
+//! The command line: exit codes, what is printed, and what is not.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::ADMIN_KEY;
+use crate::support::ALICE_KEY;
+use crate::support::Client;
+use crate::support::Env;
+use crate::support::Process;
+
+/// A command that has ended.
+struct Done {
+    code: i32,
+    output: String,
+    log: String,
+}
+
+fn run(folder: &std::path::Path, arguments: &[&str], environment: &[(&str, &str)]) -> Done {
+    let mut process = Process::start(folder, arguments, environment);
+    let code = process.wait(Duration::from_secs(60)).code().unwrap_or(-1);
+    let (output, log) = process.all();
+    Done { code, output, log }
+}
+
+fn write(folder: &std::path::Path, text: &str) {
+    std::fs::write(folder.join("longshore.toml"), text).unwrap();
+}
+
+#[test]
+fn the_example_of_a_configuration_is_in_order_once_its_variables_are_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let example = run(folder.path(), &["config", "example"], &[]);
+    assert_eq!(example.code, 0);
+    write(folder.path(), &example.output);
+    let check = run(
+        folder.path(),
+        &["config", "check"],
+        &[("OPENAI_API_KEY", "sk-x"), ("LONGSHORE_ADMIN_KEY", "adm-x")],
+    );
+    assert_eq!(check.code, 0, "{}", check.log);
+    assert!(check.output.contains("longshore.toml is in order"), "{}", check.output);
+    assert!(!check.output.contains("sk-x") && !check.output.contains("adm-x"));
+}
+
+#[test]
+fn a_broken_configuration_is_exit_code_2_with_the_file_and_the_line() {
+    for (text, says) in [
+        (
+            "[server]\nlisten = \"127.0.0.1:0\"\nlisen = 5\n",
+            "longshore.toml:3: `server.lisen` is not a setting",
+        ),
+        ("[server]\nlisten = 5\n", "longshore.toml:2"),
+        ("[workers]\nlease = \"soon\"\n", "longshore.toml:2"),
+        ("[server\n", "longshore.toml:1"),
+        ("[auth]\nadmin_key = \"${NOT_SET_ANYWHERE}\"\n", "NOT_SET_ANYWHERE"),
+        ("[[models]]\nname = \"m\"\nprovider = \"nobody\"\n", "longshore.toml:3"),
+        ("[redis]\nurl = \"redis://127.0.0.1\"\n", "Redis joins processes, SQLite does not"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), text);
+        for command in [
+            &["config", "check"][..],
+            &["up"],
+            &["serve"],
+            &["work"],
+            &["migrate"],
+            &["keys", "list"],
+        ] {
+            let done = run(folder.path(), command, &[]);
+            assert_eq!(done.code, 2, "{command:?}: {}", done.log);
+            assert!(done.log.contains(says), "{command:?}: `{}` does not say `{says}`", done.log);
+            assert_eq!(done.output, "");
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(run(folder.path(), &["--config", "nowhere.toml", "up"], &[]).code, 2);
+    assert_eq!(run(folder.path(), &["dance"], &[]).code, 2);
+}
+
+#[tokio::test]
+async fn a_start_with_nothing_says_what_to_do_next_and_prints_an_admin_key_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let environment = [("LONGSHORE__SERVER__LISTEN", "127.0.0.1:0")];
+    let mut server = Process::start(folder.path(), &["up"], &environment);
+    let line = server.logged("listening on http://");
+    assert!(!line.contains('\u{1b}'), "colours in a log that is no terminal: {line:?}");
+    for says in
+        ["these are the defaults", "OPENAI_API_KEY", "longshore config example", "longshore demo"]
+    {
+        server.logged(says);
+    }
+    let base = format!("http://{}", line.rsplit_once("http://").unwrap().1.trim());
+    let printed = server.printed("lsk_");
+    let key = printed.trim();
+    assert!(server.output().contains("shown this once"));
+    assert_eq!(Client::new(&base, key).get("/v1/admin/keys").await.0, 200);
+    assert!(!server.log().contains(key), "the key is in the log");
+    assert!(server.terminate().0.success());
+
+    let mut again = Process::start(folder.path(), &["up"], &environment);
+    again.logged("listening on http://");
+    assert!(again.terminate().0.success());
+    assert_eq!(again.all().0, "");
+}
+
+#[test]
+fn without_a_key_it_does_not_listen_where_others_can_reach_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let done = run(folder.path(), &["up"], &[("LONGSHORE__SERVER__LISTEN", "0.0.0.0:0")]);
+    assert_eq!(done.code, 2, "{}", done.log);
+    assert!(
+        done.log.contains("`server.listen` is `0.0.0.0:0`")
+            && done.log.contains("LONGSHORE_ADMIN_KEY"),
+        "{}",
+        done.log
+    );
+    assert_eq!(done.output, "");
+    let environment = [
+        ("LONGSHORE__SERVER__LISTEN", "0.0.0.0:0"),
+        ("LONGSHORE_ADMIN_KEY", "a-long-enough-key-of-ours"),
+    ];
+    let mut server = Process::start(folder.path(), &["up"], &environment);
+    server.logged("listening on http://");
+}
+
+#[tokio::test]
+async fn keys_are_made_listed_and_revoked_while_the_server_runs() {
+    let env = Env::start().await;
+    let made = run(&env.folder(), &["keys", "create", "--owner", "carol"], &[]);
+    assert_eq!(made.code, 0, "{}", made.log);
+    let carol = env.as_key(made.output.trim());
+    carol.upload(&["a"]).await;
+    let listed = run(&env.folder(), &["keys", "list"], &[]);
+    assert!(
+        listed.output.contains("carol") && !listed.output.contains(made.output.trim()),
+        "{}",
+        listed.output
+    );
+    let id =
+        listed.output.split_whitespace().find(|word| word.starts_with("key_")).unwrap().to_owned();
+    assert_eq!(run(&env.folder(), &["keys", "revoke", &id], &[]).code, 0);
+    crate::support::eventually(Duration::from_secs(10), async || {
+        (carol.get("/v1/files").await.0 == 401).then_some(())
+    })
+    .await;
+    assert_eq!(run(&env.folder(), &["keys", "revoke", &id], &[]).code, 1);
+    assert_eq!(run(&env.folder(), &["keys", "revoke", "nonsense"], &[]).code, 2);
+    assert_eq!(run(&env.folder(), &["keys", "create", "--owner", " "], &[]).code, 2);
+}
+
+#[test]
+fn migrations_are_applied_once_and_shown_before() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "[database]\nurl = \"sqlite://longshore.db\"\n");
+    let status = run(folder.path(), &["migrate", "status"], &[]);
+    assert_eq!(status.code, 1, "{}", status.log);
+    assert!(status.output.contains("create_files"), "{}", status.output);
+    let applied = run(folder.path(), &["migrate"], &[]);
+    assert_eq!((applied.code, applied.output.contains("up to date")), (0, true), "{}", applied.log);
+    assert_eq!(run(folder.path(), &["migrate", "status"], &[]).code, 0);
+    assert_eq!(run(folder.path(), &["migrate"], &[]).code, 0);
+}
+
+// The sandbox lives in this process and has to answer while a command is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_goes_up_and_comes_back_by_the_command_line() {
+    let env = Env::start().await;
+    let folder = env.folder();
+    let environment =
+        [("LONGSHORE_URL", env.client.base.as_str()), ("LONGSHORE_API_KEY", ALICE_KEY)];
+    let longshore = |arguments: &[&str]| run(&folder, arguments, &environment);
+    std::fs::write(folder.join("notes.txt"), "some bytes").unwrap();
+    let put = longshore(&[
+        "files",
+        "--json",
+        "put",
+        "notes.txt",
+        "--purpose",
+        "user_data",
+        "--model",
+        "a,b",
+        "--metadata",
+        "k=v",
+        "--wait",
+    ]);
+    assert_eq!(put.code, 0, "{}", put.log);
+    let file: Value = serde_json::from_str(&put.output).unwrap();
+    assert_eq!((&file["status"], &file["metadata"]["k"]), (&"processed".into(), &"v".into()));
+    let id = file["id"].as_str().unwrap();
+    let shown = longshore(&["files", "show", id]);
+    assert!(
+        shown.output.contains("notes.txt") && shown.output.contains("ready"),
+        "{}",
+        shown.output
+    );
+    assert!(longshore(&["files", "ls"]).output.contains(id));
+    assert_eq!(longshore(&["files", "get", id]).output, "some bytes\n");
+    assert_eq!(longshore(&["files", "wait", id]).code, 0);
+    let jobs = longshore(&["jobs", "--json", "ls"]);
+    let jobs: Value = serde_json::from_str(&jobs.output).unwrap();
+    assert_eq!(jobs["data"].as_array().unwrap().len(), 2);
+    let job = jobs["data"][0]["id"].as_str().unwrap();
+    assert!(longshore(&["jobs", "show", job, "--attempts"]).output.contains("succeeded"));
+
+    let refused =
+        longshore(&["files", "put", "notes.txt", "--purpose", "user_data", "--model", "nowhere"]);
+    assert_eq!(refused.code, 1);
+    assert!(refused.log.contains("no model is called `nowhere`"), "{}", refused.log);
+    assert_eq!(longshore(&["files", "put", "missing.txt", "--purpose", "batch"]).code, 1);
+    assert_eq!(longshore(&["files", "put"]).code, 2);
+    let stranger =
+        run(&folder, &["files", "ls"], &[environment[0], ("LONGSHORE_API_KEY", "nobody's")]);
+    assert_eq!(stranger.code, 1);
+    assert!(stranger.log.contains("not known here"), "{}", stranger.log);
+    let admin = run(&folder, &["files", "ls"], &[environment[0], ("LONGSHORE_API_KEY", ADMIN_KEY)]);
+    assert!(admin.output.contains(id));
+}
+
+#[test]
+fn the_demo_ends_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let done = run(folder.path(), &["demo", "--once"], &[]);
+    assert_eq!(done.code, 0, "{}", done.log);
+    assert!(done.output.contains("The file is `processed`"), "{}", done.output);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn the_sandbox_runs_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments =
+        ["sandbox", "--listen", "127.0.0.1:0", "--account", "blue", "--fail-uploads", "1"];
+    let mut sandbox = Process::start(folder.path(), &arguments, &[]);
+    let line = sandbox.printed("blue: base_url = ");
+    let base = line.split('"').nth(1).unwrap();
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let upload = async || {
+        let part = reqwest::multipart::Part::bytes(b"x".to_vec()).file_name("x.txt");
+        let form = reqwest::multipart::Form::new().text("purpose", "user_data").part("file", part);
+        http.post(format!("{base}/files"))
+            .bearer_auth("k")
+            .multipart(form)
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
+    };
+    assert_eq!((upload().await, upload().await), (503, 200));
+    assert!(sandbox.terminate().0.success());
+}

@@ -1,0 +1,109 @@
+"""Files through the official OpenAI SDK, unmodified, against a running Longshore.
+
+Arguments: the base URL, a key, and the key of another owner.
+"""
+
+import io
+import json
+import pathlib
+import sys
+import tempfile
+
+import openai
+
+base_url, key, other_key = sys.argv[1:4]
+client = openai.OpenAI(base_url=base_url + "/v1", api_key=key)
+other = openai.OpenAI(base_url=base_url + "/v1", api_key=other_key)
+
+
+def requests(count):
+    line = {"method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}
+    return "".join(json.dumps({"custom_id": f"r{n}"} | line) + "\n" for n in range(count)).encode()
+
+
+def refused(kind, call, code=None, param=None, says=""):
+    try:
+        call()
+    except kind as error:
+        assert type(error) is kind, error
+        assert error.code == code, (error.code, code)
+        assert error.param == param, (error.param, param)
+        assert says in error.message, error.message
+        assert error.request_id, "no x-request-id"
+        return
+    raise AssertionError(f"no {kind.__name__}")
+
+
+models = {"target_model_names": ["a", "b"], "metadata": {"team": "red", "run": "7"}}
+created = client.files.create(
+    file=("in.jsonl", requests(3)),
+    purpose="batch",
+    expires_after={"anchor": "created_at", "seconds": 3600},
+    extra_body=models,
+)
+assert created.object == "file" and created.filename == "in.jsonl" and created.bytes == len(requests(3))
+assert created.expires_at == created.created_at + 3600
+assert created.metadata == {"team": "red", "run": "7"}, created.metadata
+assert [mapping["model"] for mapping in created.mappings] == ["a", "b"]
+
+done = client.files.wait_for_processing(created.id, poll_interval=0.1, max_wait_seconds=30)
+assert done.status == "processed", done
+assert client.files.retrieve(created.id).id == created.id
+assert client.files.content(created.id).read() == requests(3)
+with client.files.with_streaming_response.content(created.id) as response:
+    assert b"".join(response.iter_bytes(7)) == requests(3)
+
+# Every way to hand over a file.
+with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / "naïve \"name\".txt"
+    path.write_bytes(b"path")
+    named = {"target_model_names": "a"}
+    by_path = client.files.create(file=path, purpose="user_data", extra_body=named)
+    assert by_path.filename == path.name, by_path.filename
+    with path.open("rb") as opened:
+        assert client.files.create(file=opened, purpose="assistants", extra_body=named).bytes == 4
+unnamed = client.files.create(file=b"bytes", purpose="user_data", extra_body=named)
+assert client.files.content(unnamed.id).text == "bytes"
+assert client.files.create(file=io.BytesIO(b"stream"), purpose="vision", extra_body=named).bytes == 6
+typed = client.files.create(file=("a.txt", b"typed", "text/plain"), purpose="user_data", extra_body=named)
+assert client.files.content(typed.id).response.headers["content-type"] == "text/plain"
+by_query = openai.OpenAI(base_url=base_url + "/v1", api_key=key, default_query={"target_model_names": "a,b"})
+assert len(by_query.files.create(file=b"query", purpose="evals").mappings) == 2
+
+everything = [file.id for file in client.files.list(limit=2, order="asc")]
+assert len(everything) == len(set(everything)) == 7, everything
+assert everything[0] == created.id
+assert [file.id for file in client.files.list(purpose="batch")] == [created.id]
+assert list(other.files.list()) == []
+assert [model.id for model in client.models.list()] == ["a", "b", "c"]
+assert client.models.retrieve("a").owned_by == "at-a"
+
+send = lambda **more: client.files.create(**({"file": b"x", "purpose": "user_data", "extra_body": named} | more))
+refused(openai.BadRequestError, lambda: send(purpose="mystery"), "invalid_value", "purpose", "`batch`")
+refused(openai.BadRequestError, lambda: send(extra_body={"target_model_names": ["z"]}), "model_not_found", "target_model_names", "`z`")
+refused(openai.BadRequestError, lambda: send(purpose="batch", file=b"{}\n"), "invalid_jsonl", "file", "line 1")
+refused(openai.BadRequestError, lambda: send(expires_after={"anchor": "created_at", "seconds": 1}), "invalid_value", "expires_after[seconds]")
+refused(openai.BadRequestError, lambda: list(client.files.list(limit=0)), "invalid_value", "limit")
+refused(openai.NotFoundError, lambda: client.files.retrieve("file-unknown"), "not_found", "file_id")
+refused(openai.PermissionDeniedError, lambda: other.files.retrieve(created.id), "permission_denied", None, "does not have access")
+refused(openai.PermissionDeniedError, lambda: other.files.content(created.id), "permission_denied")
+stranger = client.with_options(api_key="nobody's")
+refused(openai.AuthenticationError, lambda: stranger.files.list(), "invalid_api_key")
+refused(openai.AuthenticationError, lambda: stranger.files.create(file=b"x" * 4_000_000, purpose="batch"), "invalid_api_key")
+
+again = {"Idempotency-Key": "from-the-sdk"}
+first, second = send(extra_headers=again), send(extra_headers=again)
+assert first.id == second.id
+refused(openai.UnprocessableEntityError, lambda: send(file=b"other", extra_headers=again), "idempotency_key_reused")
+
+# What was settled cannot be retried: an answer that will not change, and that the SDK does not repeat.
+job = first.mappings[0]["job_id"]
+client.files.wait_for_processing(first.id, poll_interval=0.1, max_wait_seconds=30)
+refused(openai.ConflictError, lambda: client.post(f"/jobs/{job}/cancel", cast_to=object), "job_ended")
+
+try:
+    send(file=b"x" * (9 << 20))
+    raise AssertionError("a file over the limit was taken")
+except openai.APIStatusError as error:
+    assert (error.status_code, error.code) == (413, "file_too_large"), error
+print("ok")
