@@ -87,7 +87,7 @@ async fn a_start_with_nothing_says_what_to_do_next_and_prints_an_admin_key_once(
     let line = server.logged("listening on http://");
     assert!(!line.contains('\u{1b}'), "colours in a log that is no terminal: {line:?}");
     for says in
-        ["no longshore.toml here", "OPENAI_API_KEY", "longshore config example", "longshore demo"]
+        ["these are the defaults", "OPENAI_API_KEY", "longshore config example", "longshore demo"]
     {
         server.logged(says);
     }
