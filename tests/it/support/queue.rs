@@ -226,8 +226,7 @@ impl Queue {
             blob_key: format!("uploads/{id}"),
             expires_at: None,
         };
-        let destinations: Arc<[Destination]> =
-            models.iter().map(destination).collect();
+        let destinations: Arc<[Destination]> = models.iter().map(destination).collect();
         let dispatch =
             Dispatch { installation_id: "aaaaaa".into(), max_attempts: 30, request_id: None };
         let now = self.now().await;
