@@ -8,6 +8,7 @@ mod jobs;
 mod lists;
 mod operations;
 mod owners;
+mod processes;
 mod queue;
 mod refusals;
 mod repetition;
