@@ -12,6 +12,7 @@ mod lists;
 mod operations;
 mod outages;
 mod owners;
+mod processes;
 mod provider_faults;
 mod queue;
 mod refusals;

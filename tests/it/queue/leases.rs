@@ -114,7 +114,7 @@ async fn each_job_is_claimed_once_by_sixteen_claimers(queue: Queue) {
         async move {
             let mut claimed = Vec::new();
             loop {
-                let claims = process.claim_within(UNLIMITED, 7).await;
+                let claims = process.claim_within(UNLIMITED, 13).await;
                 if claims.is_empty() {
                     return claimed;
                 }

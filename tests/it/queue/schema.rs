@@ -25,7 +25,7 @@ async fn the_migrations_go_down_and_up_again(queue: Queue) {
     let missing = queue.db.pending_migrations().await.unwrap();
     assert_eq!(missing.len(), Migrator::migrations().len());
     let tables = if queue.db.is_postgres() {
-        "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'"
+        "SELECT tablename::text FROM pg_tables WHERE schemaname = current_schema()"
     } else {
         "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
     };

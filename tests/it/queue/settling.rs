@@ -199,7 +199,7 @@ async fn failed_job(queue: &Queue, view: &FileView, place: usize) -> JobId {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_whose_failed_mapping_is_retried_while_its_other_one_ends_is_on_its_way() {
-    let queue = Queue::on(Kind::Postgres).await;
+    let queue = Queue::alone().await;
     let view = queue.file(&["a", "b"]).await;
     let file: FileId = view.file.id;
     let retried = failed_job(&queue, &view, 0).await;

@@ -17,7 +17,6 @@ use longshore::page::Order;
 use longshore::page::Page;
 
 use super::on_both;
-use crate::support::Kind;
 use crate::support::Queue;
 use crate::support::eventually;
 use crate::support::queue::UNLIMITED;
@@ -216,7 +215,7 @@ async fn depths_count_what_waits_and_what_runs(queue: Queue) {
 /// goes on with what the first has left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_who_prune_at_once_leave_no_attempts_behind() {
-    let queue = Queue::on(Kind::Postgres).await;
+    let queue = Queue::alone().await;
     for _ in 0..4 {
         let id = queue.one().await;
         fail(&queue, id).await;

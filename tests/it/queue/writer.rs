@@ -168,7 +168,7 @@ async fn a_workers_write_that_lost_a_deadlock_is_begun_anew() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_the_server_ended_are_replaced() {
-    let queue = Queue::on(Kind::Postgres).await;
+    let queue = Queue::alone().await;
     let other = Db::connect(&queue.database.url).await.unwrap();
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                WHERE datname = current_database() AND pid <> pg_backend_pid()";
@@ -185,7 +185,7 @@ async fn connections_that_the_server_ended_are_replaced() {
 /// The connection goes in the middle of a group: what was in it is done on another one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_that_lost_its_connection_is_done_on_another() {
-    let queue = Queue::on(Kind::Postgres).await;
+    let queue = Queue::alone().await;
     let runs = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&runs);
     let own = queue.upload("alice");

@@ -17,7 +17,7 @@ pub enum Kind {
 /// A database, gone with the test.
 pub struct Database {
     pub url: String,
-    /// The PostgreSQL database to drop.
+    /// The PostgreSQL server, and what drops the database there.
     drop: Option<(String, String)>,
 }
 
@@ -34,14 +34,20 @@ impl Database {
 
     /// A new database with `options` of `CREATE DATABASE`.
     pub async fn postgres_with(options: &str) -> Self {
-        let server = std::env::var("LONGSHORE_TEST_POSTGRES_URL")
-            .expect("tests/run.sh sets LONGSHORE_TEST_POSTGRES_URL");
-        let name = format!("longshore_test_{}", uuid::Uuid::new_v4().simple());
-        let connection = Connect::connect(&server).await.unwrap();
-        connection.execute_unprepared(&format!("CREATE DATABASE {name} {options}")).await.unwrap();
-        connection.close().await.unwrap();
+        let (server, name) = (server(), new_name());
+        run(&server, &format!("CREATE DATABASE {name} {options}")).await;
         let (base, _) = server.rsplit_once('/').unwrap();
-        Self { url: format!("{base}/{name}"), drop: Some((server, name)) }
+        let url = format!("{base}/{name}");
+        Self { url, drop: Some((server, format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"))) }
+    }
+
+    /// A new schema in the database that the tests were given: made in an instant, for tests that do
+    /// not look at what the whole database does.
+    pub async fn postgres_schema() -> Self {
+        let (server, name) = (server(), new_name());
+        run(&server, &format!("CREATE SCHEMA {name}")).await;
+        let url = format!("{server}?options[search_path]={name}");
+        Self { url, drop: Some((server, format!("DROP SCHEMA {name} CASCADE"))) }
     }
 
     /// A fresh database of `kind`.
@@ -91,20 +97,31 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
-        let Some((server, name)) = self.drop.take() else { return };
+        let Some((server, sql)) = self.drop.take() else { return };
         // A runtime of its own: the test's may be gone, and may not be blocked.
         let dropped = std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let connection = Connect::connect(&server).await.unwrap();
-                let sql = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
-                connection.execute_unprepared(&sql).await.unwrap();
-            });
+            runtime.block_on(run(&server, &sql));
         });
         assert!(
             dropped.join().is_ok() || std::thread::panicking(),
             "the test's database was not dropped"
         );
     }
+}
+
+fn server() -> String {
+    std::env::var("LONGSHORE_TEST_POSTGRES_URL")
+        .expect("tests/run.sh sets LONGSHORE_TEST_POSTGRES_URL")
+}
+
+fn new_name() -> String {
+    format!("longshore_test_{}", uuid::Uuid::new_v4().simple())
+}
+
+async fn run(server: &str, sql: &str) {
+    let connection = Connect::connect(server).await.unwrap();
+    connection.execute_unprepared(sql).await.unwrap();
+    connection.close().await.unwrap();
 }

@@ -53,8 +53,16 @@ pub struct Queue {
 impl Queue {
     pub async fn on(kind: Kind) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let database = Database::of(kind, folder.path()).await;
+        let database = match kind {
+            Kind::Sqlite => Database::sqlite(folder.path()),
+            Kind::Postgres => Database::postgres_schema().await,
+        };
         Self::of(database, folder).await
+    }
+
+    /// On PostgreSQL, in a database that has no other users.
+    pub async fn alone() -> Self {
+        Self::of(Database::postgres().await, tempfile::tempdir().unwrap()).await
     }
 
     pub async fn of(database: Database, folder: TempDir) -> Self {
