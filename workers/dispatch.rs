@@ -24,10 +24,10 @@ use crate::clock::Timestamp;
 use crate::jobs::Lane;
 use crate::jobs::LeaseTimes;
 use crate::jobs::WorkerId;
+use crate::jobs::claims;
+use crate::jobs::claims::Claimed;
 use crate::jobs::lanes;
 use crate::jobs::lanes::Limits;
-use crate::jobs::leases;
-use crate::jobs::leases::Claimed;
 
 /// How late work is seen that nobody gave a hint of: what another process queued, without Redis.
 const POLL: Duration = Duration::from_millis(100);
@@ -165,7 +165,7 @@ impl Dispatcher {
         if self.lanes.iter().all(|serving| serving.free() == 0) {
             return Ok(Rest::For(POLL));
         }
-        let due = leases::next_due(self.app.db.read()).await?;
+        let due = claims::next_due(self.app.db.read()).await?;
         match due.next {
             None => return Ok(Rest::For(POLL)),
             Some(next) if next > due.now => {
@@ -249,7 +249,7 @@ impl Dispatcher {
                         if admission.slots == 0 {
                             continue;
                         }
-                        let claims = leases::claim(
+                        let claims = claims::claim(
                             tx,
                             &worker,
                             lease,

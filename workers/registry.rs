@@ -18,7 +18,7 @@ use crate::ids::FileId;
 use crate::ids::JobId;
 use crate::jobs::Ending;
 use crate::jobs::Work;
-use crate::jobs::leases::Claimed;
+use crate::jobs::claims::Claimed;
 use crate::mappings;
 use crate::mappings::store::Certainty;
 

@@ -3,25 +3,24 @@
 //!
 //! All of it is kept inside the claim's transaction, so limits hold over all workers and restarts.
 
+mod store;
+
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use sea_orm::ConnectionTrait;
-use sea_orm::DbErr;
-use sea_orm::FromQueryResult;
-use sea_orm::Value;
-
-use super::Lane;
+pub use self::store::LaneRow;
+pub use self::store::ensure;
+pub use self::store::enter;
+pub use self::store::given_up;
+pub use self::store::leave;
+pub use self::store::list;
+pub use self::store::open;
+pub use self::store::save;
+pub use self::store::unserved;
 use super::Spend;
 use super::retry;
 use crate::clock::Timestamp;
-use crate::clock::millis;
-use crate::db;
-use crate::db::is_postgres;
-use crate::db::placeholders;
-use crate::db::statement;
-use crate::ids::JobId;
 
 /// A pause that only a person, or another configuration, ends.
 pub const FOR_EVER: Timestamp = Timestamp(i64::MAX);
@@ -178,99 +177,6 @@ fn refill_per_ms(per_minute: u32) -> f64 {
     (f64::from(per_minute) - burst(per_minute)).max(f64::from(per_minute) / 2.0) / 60_000.0
 }
 
-#[derive(FromQueryResult)]
-struct Row {
-    paused_until: Option<Timestamp>,
-    pause_reason: Option<String>,
-    failures: i32,
-    tokens: Option<f64>,
-    refilled_at: Option<Timestamp>,
-    last_owner: String,
-    credential: Option<String>,
-    running: i64,
-    probing: i64,
-    now: Timestamp,
-}
-
-/// Makes sure that the lane exists, and lets a pause go that was for another credential.
-///
-/// `credential` is a fingerprint of what the provider is reached with.
-pub async fn open(tx: &impl ConnectionTrait, lane: &Lane, credential: &str) -> Result<(), DbErr> {
-    ensure(tx, lane).await?;
-    let sql = "UPDATE lanes SET paused_until = NULL, pause_reason = NULL, paused_at = NULL, failures = 0 \
-               WHERE name = $1 AND pause_reason IN ('credential_rejected', 'out_of_money') \
-               AND (credential IS NULL OR credential <> $2)";
-    let values: [Value; 2] = [lane.0.clone().into(), credential.into()];
-    tx.execute_raw(statement(tx, sql, values)).await?;
-    let sql = "UPDATE lanes SET credential = $2 WHERE name = $1 AND (credential IS NULL OR credential <> $2)";
-    let values: [Value; 2] = [lane.0.clone().into(), credential.into()];
-    tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
-}
-
-/// Makes sure that the lane exists.
-pub async fn ensure(tx: &impl ConnectionTrait, lane: &Lane) -> Result<(), DbErr> {
-    let sql = "INSERT INTO lanes (name) VALUES ($1) ON CONFLICT (name) DO NOTHING";
-    tx.execute_raw(statement(tx, sql, [lane.0.clone().into()])).await.map(|_| ())
-}
-
-/// Reads the lane, and on PostgreSQL locks it: claims and reports of one lane come one after another.
-/// (SQLite has one writer anyway.)
-pub async fn enter(tx: &impl ConnectionTrait, lane: &Lane) -> Result<LaneState, DbErr> {
-    if is_postgres(tx) {
-        // A statement of its own: one that waited for the lock would count as of before the wait.
-        let lock = "SELECT 1 FROM lanes WHERE name = $1 FOR UPDATE";
-        tx.execute_raw(statement(tx, lock, [lane.0.clone().into()])).await?;
-    }
-    let sql = format!(
-        "SELECT paused_until, pause_reason, failures, tokens, refilled_at, last_owner, credential, \
-         (SELECT count(*) FROM jobs WHERE id = lanes.probe_job AND status = 'running') AS probing, \
-         (SELECT count(*) FROM jobs WHERE lane = $1 AND status = 'running') AS running, {} AS now \
-         FROM lanes WHERE name = $1",
-        db::now(tx)
-    );
-    let row = Row::find_by_statement(statement(tx, &sql, [lane.0.clone().into()])).one(tx).await?;
-    let row = row.ok_or_else(|| DbErr::RecordNotFound(format!("lane `{lane}`")))?;
-    let pause = match (row.paused_until, row.pause_reason) {
-        (Some(until), Some(reason)) => {
-            Some(Pause { until, reason: reason.parse().map_err(DbErr::Type)? })
-        }
-        _ => None,
-    };
-    Ok(LaneState {
-        pause,
-        failures: row.failures,
-        running: row.running,
-        is_probed: row.probing > 0,
-        credential: row.credential,
-        tokens: row.tokens,
-        refilled_at: row.refilled_at,
-        last_owner: row.last_owner,
-        now: row.now,
-    })
-}
-
-/// Notes what a claim took: the budget it used, the owner whose turn was last, and the probe.
-pub async fn leave(
-    tx: &impl ConnectionTrait,
-    lane: &Lane,
-    state: &LaneState,
-    admission: &Admission,
-    taken: usize,
-    last: (JobId, &str),
-) -> Result<(), DbErr> {
-    let (last_job, last_owner) = last;
-    let sql = "UPDATE lanes SET tokens = $2, refilled_at = $3, last_owner = $4, probe_job = $5 WHERE name = $1";
-    let tokens = admission.tokens.map(|tokens| tokens - taken as f64);
-    let values: [Value; 5] = [
-        lane.0.clone().into(),
-        tokens.into(),
-        tokens.map(|_| state.now.0).into(),
-        last_owner.into(),
-        admission.is_probe.then_some(last_job.0).into(),
-    ];
-    tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
-}
-
 /// What an attempt learned about the provider as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
@@ -333,100 +239,6 @@ pub fn after(state: &LaneState, report: Report, jitter: f64) -> (Option<Pause>, 
             Spend::Nothing,
         ),
     }
-}
-
-/// Stores what [`after`] decided.
-pub async fn save(
-    tx: &impl ConnectionTrait,
-    lane: &Lane,
-    now: Timestamp,
-    pause: Option<Pause>,
-    failures: i32,
-) -> Result<(), DbErr> {
-    // `paused_at` is kept while the reason stays, so that it tells since when.
-    let sql = "UPDATE lanes SET paused_until = $2, failures = $4, \
-               paused_at = CASE WHEN $3 IS NULL THEN NULL WHEN pause_reason = $3 THEN paused_at ELSE $5 END, \
-               pause_reason = $3 WHERE name = $1";
-    let sql = if is_postgres(tx) {
-        sql.replace("$3", "$3::text").replace("$5", "$5::bigint")
-    } else {
-        sql.to_owned()
-    };
-    let values: [Value; 5] = [
-        lane.0.clone().into(),
-        pause.map(|pause| pause.until.0).into(),
-        pause.map(|pause| pause.reason.as_str()).into(),
-        failures.into(),
-        now.0.into(),
-    ];
-    tx.execute_raw(statement(tx, &sql, values)).await.map(|_| ())
-}
-
-/// A lane for the metrics, the admin's list, and the search for jobs that wait in vain.
-#[derive(Clone, Debug, FromQueryResult)]
-pub struct LaneRow {
-    pub name: String,
-    pub paused_until: Option<Timestamp>,
-    pub pause_reason: Option<String>,
-    pub paused_at: Option<Timestamp>,
-    pub failures: i32,
-    pub running: i64,
-    pub waiting: i64,
-}
-
-pub async fn list(db: &impl ConnectionTrait) -> Result<Vec<LaneRow>, DbErr> {
-    let sql = "SELECT name, paused_until, pause_reason, paused_at, failures, \
-               (SELECT count(*) FROM jobs WHERE lane = lanes.name AND status = 'running') AS running, \
-               (SELECT count(*) FROM jobs WHERE lane = lanes.name AND status IN ('queued', 'retrying')) AS waiting \
-               FROM lanes ORDER BY name";
-    LaneRow::find_by_statement(statement(db, sql, [])).all(db).await
-}
-
-/// Jobs that have waited longer than `patience` in a lane that stands still for `reason`, at most 100.
-pub async fn given_up(
-    db: &impl ConnectionTrait,
-    reason: PauseReason,
-    patience: Duration,
-) -> Result<Vec<JobId>, DbErr> {
-    #[derive(FromQueryResult)]
-    struct Id {
-        id: JobId,
-    }
-    let sql = format!(
-        "SELECT jobs.id FROM lanes JOIN jobs ON jobs.lane = lanes.name \
-         WHERE lanes.pause_reason = $1 AND lanes.paused_at < {now} - $2 \
-         AND jobs.status IN ('queued', 'retrying') AND jobs.created_at < {now} - $2 LIMIT 100",
-        now = db::now(db)
-    );
-    let values: [Value; 2] = [reason.as_str().into(), millis(patience).into()];
-    let rows = Id::find_by_statement(statement(db, &sql, values)).all(db).await?;
-    Ok(rows.into_iter().map(|row| row.id).collect())
-}
-
-/// Jobs that have waited longer than `patience` in a lane that nobody serves, at most 100.
-pub async fn unserved(
-    db: &impl ConnectionTrait,
-    served: &[Lane],
-    patience: Duration,
-) -> Result<Vec<JobId>, DbErr> {
-    #[derive(FromQueryResult)]
-    struct Id {
-        id: JobId,
-    }
-    let others = if served.is_empty() {
-        String::new()
-    } else {
-        format!("AND lane NOT IN ({})", placeholders(2, served.len()))
-    };
-    let sql = format!(
-        "SELECT id FROM jobs WHERE status IN ('queued', 'retrying') AND lane LIKE 'provider:%' \
-         AND created_at < {} - $1 {others} LIMIT 100",
-        db::now(db)
-    );
-    let mut values: Vec<Value> = vec![millis(patience).into()];
-    values.extend(served.iter().map(|lane| Value::from(lane.0.clone())));
-    let rows = Id::find_by_statement(statement(db, &sql, values)).all(db).await?;
-    Ok(rows.into_iter().map(|row| row.id).collect())
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use longshore::db::statement;
 use longshore::idempotency;
 use longshore::jobs::JobStatus;
 use longshore::jobs::WorkerId;
+use longshore::jobs::claims;
 use longshore::jobs::leases;
 use longshore::jobs::store;
 use sea_orm::ConnectionTrait;
@@ -196,7 +197,7 @@ async fn the_loops_read_what_is_live(queue: &Queue) {
             let worker = worker.clone();
             Box::pin(async move {
                 let recorded = Recorded { tx, statements: Mutex::default() };
-                leases::next_due(&recorded).await?;
+                claims::next_due(&recorded).await?;
                 leases::lapsed(&recorded).await?;
                 leases::renew(&recorded, &worker, LEASE).await?;
                 idempotency::renew(&recorded, Timestamp(1), "holder").await?;

@@ -22,10 +22,11 @@ use longshore::jobs::UploadFile;
 use longshore::jobs::VerifyUpload;
 use longshore::jobs::Work;
 use longshore::jobs::WorkerId;
+use longshore::jobs::claims;
+use longshore::jobs::claims::Claimed;
 use longshore::jobs::lanes;
 use longshore::jobs::lanes::Limits;
 use longshore::jobs::leases;
-use longshore::jobs::leases::Claimed;
 use longshore::jobs::store;
 use longshore::jobs::store::Job;
 use sea_orm::ConnectionTrait;
@@ -135,7 +136,7 @@ impl Queue {
 
     /// The database's clock.
     pub async fn now(&self) -> Timestamp {
-        leases::next_due(self.db.read()).await.unwrap().now
+        claims::next_due(self.db.read()).await.unwrap().now
     }
 
     /// An upload of `owner`.
@@ -265,7 +266,7 @@ pub async fn claim(
     if admission.slots == 0 {
         return Ok(Vec::new());
     }
-    let claims = leases::claim(tx, worker, LEASE, lane, &state.last_owner, admission.slots).await?;
+    let claims = claims::claim(tx, worker, LEASE, lane, &state.last_owner, admission.slots).await?;
     if let Some(last) = claims.last() {
         lanes::leave(tx, lane, &state, &admission, claims.len(), (last.id, &last.owner)).await?;
     }

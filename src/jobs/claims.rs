@@ -1,0 +1,236 @@
+//! Claims: which jobs start next, and who may run them. A lane at a time, owners taking turns.
+
+use std::time::Duration;
+
+use rand::RngExt as _;
+use sea_orm::ConnectionTrait;
+use sea_orm::DbErr;
+use sea_orm::FromQueryResult;
+use sea_orm::Value;
+
+use super::Fence;
+use super::Lane;
+use super::Progress;
+use super::Work;
+use super::WorkerId;
+use crate::clock::Timestamp;
+use crate::clock::millis;
+use crate::db;
+use crate::db::is_postgres;
+use crate::db::placeholders;
+use crate::db::statement;
+use crate::ids::FileId;
+use crate::ids::JobId;
+
+/// Owners that one claim looks at; the next claim goes on behind them.
+const MAX_OWNERS: usize = 32;
+/// What waits. The text is that of the partial indexes, so that both planners use them.
+const READY: &str = "status IN ('queued', 'retrying')";
+
+/// A job that this worker holds a lease on.
+#[derive(Clone, Debug, FromQueryResult)]
+pub struct Claimed {
+    pub id: JobId,
+    pub kind: String,
+    pub lane: String,
+    pub owner: String,
+    pub payload: String,
+    pub epoch: i64,
+    pub attempt: i32,
+    pub max_attempts: i32,
+    pub progress: Option<String>,
+    pub file_id: Option<FileId>,
+    pub model: Option<String>,
+    pub request_id: Option<String>,
+    pub created_at: Timestamp,
+    pub lease_until: Timestamp,
+}
+
+impl Claimed {
+    pub fn fence(&self, worker: &WorkerId) -> Fence {
+        Fence { job_id: self.id, epoch: self.epoch, worker: worker.clone() }
+    }
+
+    pub fn progress(&self) -> Option<Progress> {
+        self.progress.as_deref().and_then(|progress| serde_json::from_str(progress).ok())
+    }
+}
+
+/// Claims up to `slots` ready jobs of a lane, owners taking turns, beginning behind `last_owner`. They
+/// are answered in the order of the turns: the next claim begins behind the last one's owner.
+///
+/// The caller holds the lane (see [`super::lanes::enter`]), so no other worker claims in it meanwhile.
+pub async fn claim(
+    tx: &impl ConnectionTrait,
+    worker: &WorkerId,
+    lease: Duration,
+    lane: &Lane,
+    last_owner: &str,
+    slots: usize,
+) -> Result<Vec<Claimed>, DbErr> {
+    let mut chosen: Vec<JobId> = Vec::new();
+    // In a lane that is never idle, looks that are long overdue get a share: they have to end too.
+    let is_their_turn = rand::rng().random_ratio(1, 4);
+    let overdue = if is_their_turn { overdue_look(tx, lane).await? } else { None };
+    chosen.extend(overdue);
+    for rank in 0..=1 {
+        if chosen.len() < slots {
+            let more = choose(tx, lane, rank, last_owner, slots - chosen.len()).await?;
+            chosen.extend(more.into_iter().filter(|id| Some(*id) != overdue));
+        }
+    }
+    if chosen.is_empty() {
+        return Ok(Vec::new());
+    }
+    let now = db::now(tx);
+    let sql = format!(
+        "UPDATE jobs SET status = 'running', epoch = epoch + 1, attempt = attempt + 1, lease_owner = $1, \
+         lease_until = {now} + $2, started_at = COALESCE(started_at, {now}) \
+         WHERE {READY} AND id IN ({}) \
+         RETURNING id, kind, lane, owner, payload, epoch, attempt, max_attempts, progress, file_id, model, \
+         request_id, created_at, lease_until",
+        placeholders(3, chosen.len())
+    );
+    let mut values: Vec<Value> = vec![worker.0.clone().into(), millis(lease).into()];
+    values.extend(chosen.iter().map(|id| Value::from(id.0)));
+    let mut claims = Claimed::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
+    claims.sort_by_key(|claim| chosen.iter().position(|id| *id == claim.id));
+    Ok(claims)
+}
+
+/// A look that has waited for more than a minute behind uploads.
+async fn overdue_look(tx: &impl ConnectionTrait, lane: &Lane) -> Result<Option<JobId>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        id: JobId,
+    }
+    let lock = if is_postgres(tx) { "FOR UPDATE SKIP LOCKED" } else { "" };
+    let sql = format!(
+        "SELECT id FROM jobs WHERE lane = $1 AND rank = 1 AND {READY} AND kind IN ({}) \
+         AND run_at <= {} - 60000 LIMIT 1 {lock}",
+        quoted(&Work::KINDS),
+        due(tx),
+    );
+    let row = Row::find_by_statement(statement(tx, &sql, [lane.0.clone().into()])).one(tx).await?;
+    Ok(row.map(|row| row.id))
+}
+
+/// Chooses ready jobs of one rank, a fair share of the slots for each owner, in the order of the turns.
+async fn choose(
+    tx: &impl ConnectionTrait,
+    lane: &Lane,
+    rank: i32,
+    last_owner: &str,
+    slots: usize,
+) -> Result<Vec<JobId>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        id: JobId,
+    }
+    let mut owners = due_owners(tx, lane, rank, last_owner, None, MAX_OWNERS).await?;
+    if owners.len() < MAX_OWNERS {
+        let room = MAX_OWNERS - owners.len();
+        owners.extend(due_owners(tx, lane, rank, "", Some(last_owner), room).await?);
+    }
+    let lock = if is_postgres(tx) { "FOR UPDATE SKIP LOCKED" } else { "" };
+    let sql = format!(
+        "SELECT id FROM jobs WHERE lane = $1 AND rank = $2 AND owner = $3 AND {READY} \
+         AND kind IN ({}) AND run_at <= {} ORDER BY run_at, id LIMIT $4 OFFSET $5 {lock}",
+        quoted(&Work::KINDS),
+        due(tx),
+    );
+    // Each with its owner's place, and its place among the owner's.
+    let mut chosen: Vec<(usize, usize, JobId)> = Vec::new();
+    let mut taken = vec![0; owners.len()];
+    // The first round gives each owner its share; the second gives what others left to who has more.
+    for is_first_round in [true, false] {
+        for (place, owner) in owners.iter().enumerate() {
+            let left = slots - chosen.len();
+            if left == 0 {
+                break;
+            }
+            let share = if is_first_round { left.div_ceil(owners.len() - place) } else { left };
+            if !is_first_round && taken[place] == 0 {
+                continue;
+            }
+            let values: [Value; 5] = [
+                lane.0.clone().into(),
+                rank.into(),
+                owner.clone().into(),
+                (share as u64).into(),
+                (taken[place] as u64).into(),
+            ];
+            let rows = Row::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
+            let before = taken[place];
+            // Fewer than the share: this owner has no more, and the second round passes it over.
+            taken[place] = if rows.len() < share { 0 } else { rows.len() };
+            let rows = rows.into_iter().enumerate();
+            chosen.extend(rows.map(|(number, row)| (before + number, place, row.id)));
+        }
+        if owners.len() < 2 {
+            break;
+        }
+    }
+    chosen.sort_by_key(|(number, place, _)| (*number, *place));
+    Ok(chosen.into_iter().map(|(_, _, id)| id).collect())
+}
+
+/// Owners with jobs in a lane that are due, in order, behind `last` and up to `end`: a walk over the
+/// index that reads two entries per owner, however many jobs each has. Owners whose jobs all rest take
+/// no turn. The order is the database's, so it alone compares names.
+async fn due_owners(
+    tx: &impl ConnectionTrait,
+    lane: &Lane,
+    rank: i32,
+    last: &str,
+    end: Option<&str>,
+    limit: usize,
+) -> Result<Vec<String>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        owner: String,
+    }
+    let bound = if end.is_some() { "AND owner <= $5" } else { "" };
+    let waiting = format!("FROM jobs WHERE lane = $1 AND rank = $2 AND {READY}");
+    let first = format!("SELECT min(owner) {waiting} {bound} AND owner >");
+    let sql = format!(
+        "WITH RECURSIVE turn(owner) AS (SELECT ({first} $3) UNION ALL \
+         SELECT ({first} turn.owner) FROM turn WHERE turn.owner IS NOT NULL) \
+         SELECT owner FROM turn WHERE owner IS NOT NULL \
+         AND (SELECT min(run_at) {waiting} AND owner = turn.owner AND kind IN ({})) <= {} LIMIT $4",
+        quoted(&Work::KINDS),
+        due(tx),
+    );
+    let mut values: Vec<Value> =
+        vec![lane.0.clone().into(), rank.into(), last.into(), (limit as u64).into()];
+    values.extend(end.map(Value::from));
+    let rows = Row::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
+    Ok(rows.into_iter().map(|row| row.owner).collect())
+}
+
+/// The database's clock, read once for a statement: PostgreSQL takes a volatile function into no
+/// condition of an index, and would read all that rests.
+fn due(db: &impl ConnectionTrait) -> String {
+    format!("(SELECT {})", db::now(db))
+}
+
+fn quoted(words: &[&str]) -> String {
+    let words: Vec<_> = words.iter().map(|word| format!("'{word}'")).collect();
+    words.join(", ")
+}
+
+/// When the next waiting job is due, and the database's clock now.
+#[derive(Clone, Copy, Debug, FromQueryResult)]
+pub struct Due {
+    pub now: Timestamp,
+    pub next: Option<Timestamp>,
+}
+
+pub async fn next_due(db: &impl ConnectionTrait) -> Result<Due, DbErr> {
+    let sql = format!(
+        "SELECT {} AS now, (SELECT min(run_at) FROM jobs WHERE {READY}) AS next",
+        db::now(db)
+    );
+    let due = Due::find_by_statement(statement(db, &sql, [])).one(db).await?;
+    due.ok_or_else(|| DbErr::RecordNotFound("the database's clock".to_owned()))
+}
