@@ -52,7 +52,7 @@ pub async fn renew(
 
 /// Lets a lease run out at once, because nobody runs the job: the reaper finds it.
 pub async fn let_lapse(tx: &impl ConnectionTrait, fence: &Fence) -> Result<(), DbErr> {
-    let sql = "UPDATE jobs SET lease_until = 0 WHERE id = $1 AND epoch = $2 AND lease_owner = $3 AND status = 'running'";
+    let sql = "UPDATE jobs SET lease_until = 0 WHERE id = $1 AND epoch = $2 AND lease_owner = $3";
     let values: [Value; 3] =
         [fence.job_id.0.into(), fence.epoch.into(), fence.worker.0.clone().into()];
     tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
@@ -61,9 +61,8 @@ pub async fn let_lapse(tx: &impl ConnectionTrait, fence: &Fence) -> Result<(), D
 /// Whether the lease is still this worker's. On PostgreSQL it stays so until the transaction ends.
 pub async fn check(tx: &impl ConnectionTrait, fence: &Fence) -> Result<bool, DbErr> {
     let lock = if is_postgres(tx) { "FOR UPDATE" } else { "" };
-    let sql = format!(
-        "SELECT 1 FROM jobs WHERE id = $1 AND epoch = $2 AND lease_owner = $3 AND status = 'running' {lock}"
-    );
+    let sql =
+        format!("SELECT 1 FROM jobs WHERE id = $1 AND epoch = $2 AND lease_owner = $3 {lock}");
     let values: [Value; 3] =
         [fence.job_id.0.into(), fence.epoch.into(), fence.worker.0.clone().into()];
     Ok(tx.query_one_raw(statement(tx, &sql, values)).await?.is_some())
@@ -139,7 +138,7 @@ pub async fn end(
         "UPDATE jobs SET status = $4, attempt = attempt - $5, lease_owner = NULL, lease_until = NULL, \
          run_at = COALESCE({now} + $6, run_at), error = CASE WHEN $4 = 'succeeded' THEN NULL ELSE COALESCE($7, error) END, \
          finished_at = CASE WHEN $4 = 'retrying' THEN NULL ELSE {now} END \
-         WHERE id = $1 AND epoch = $2 AND lease_owner = $3 AND status = 'running' \
+         WHERE id = $1 AND epoch = $2 AND lease_owner = $3 \
          RETURNING attempt + $5 AS attempt, $8 AS started_at, {now} AS now"
     );
     let casts = [
@@ -247,7 +246,7 @@ pub async fn reap(tx: &impl ConnectionTrait, lapsed: &Lapsed) -> Result<Option<R
     let sql = format!(
         "SELECT attempt, deaths, max_attempts, lease_owner, COALESCE(started_at, created_at) AS started_at, \
          cancel_requested_at, {now} AS now FROM jobs \
-         WHERE id = $1 AND epoch = $2 AND lease_until = $3 AND status = 'running' {lock}"
+         WHERE id = $1 AND epoch = $2 AND lease_until = $3 {lock}"
     );
     let values: [Value; 3] = [lapsed.id.0.into(), lapsed.epoch.into(), lapsed.lease_until.0.into()];
     let Some(row) = Row::find_by_statement(statement(tx, &sql, values)).one(tx).await? else {
