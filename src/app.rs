@@ -97,6 +97,39 @@ impl App {
         Ok(found)
     }
 
+    /// Whether every destination's provider takes a batch of this many requests and bytes.
+    ///
+    /// # Errors
+    ///
+    /// Names the first model that does not, and its limit.
+    pub fn check_batch(
+        &self,
+        destinations: &[Destination],
+        lines: u64,
+        bytes: u64,
+    ) -> Result<(), Error> {
+        for Destination { model, provider, .. } in destinations {
+            let Some(Account { settings, .. }) = self.providers.get(provider) else { continue };
+            let (most_lines, most_bytes) =
+                (u64::from(settings.max_batch_requests.get()), settings.max_batch_bytes);
+            let (code, message) = if lines > most_lines {
+                let message = format!(
+                    "the file has {lines} requests, but `{model}` takes {most_lines} in a batch; split it"
+                );
+                ("too_many_requests_in_batch", message)
+            } else if bytes > most_bytes.0 {
+                let message = format!(
+                    "the file has {bytes} bytes, but `{model}` takes {most_bytes} in a batch; split it"
+                );
+                ("batch_too_large", message)
+            } else {
+                continue;
+            };
+            return Err(Error::Invalid { param: Some("file"), code: Some(code), message });
+        }
+        Ok(())
+    }
+
     /// The error that names a model that is not configured, and those that are.
     pub fn unknown_model(&self, name: &str) -> Error {
         let mut names: Vec<_> =

@@ -12,6 +12,7 @@ crate::migration! {
             purpose TEXT NOT NULL,
             bytes BIGINT NOT NULL CHECK (bytes >= 0),
             sha256 TEXT NOT NULL,
+            lines BIGINT,
             metadata TEXT NOT NULL,
             blob_key TEXT,
             status TEXT NOT NULL CHECK (status IN ('uploaded', 'processed', 'error', 'deleted')),

@@ -30,6 +30,7 @@ use crate::app::App;
 use crate::error::Error;
 use crate::files;
 use crate::files::FileStatus;
+use crate::files::Purpose;
 use crate::files::create::Dispatch;
 use crate::files::store;
 use crate::files::store::FileView;
@@ -153,6 +154,10 @@ async fn send_to_more(
                 .to_owned(),
             retry_after: None,
         });
+    }
+    if view.file.purpose == Purpose::Batch.as_str() {
+        let (lines, bytes) = (view.file.lines.unwrap_or(0), view.file.bytes);
+        app.check_batch(&destinations, lines.unsigned_abs(), bytes.unsigned_abs())?;
     }
     let dispatch = Arc::new(Dispatch {
         installation_id: Arc::clone(&app.installation.id),

@@ -40,6 +40,8 @@ pub struct NewFile {
     pub metadata: Metadata,
     pub blob_key: String,
     pub expires_at: Option<Timestamp>,
+    /// The requests of a batch file.
+    pub lines: Option<u64>,
 }
 
 pub async fn insert(
@@ -48,11 +50,11 @@ pub async fn insert(
     file: &NewFile,
 ) -> Result<(), DbErr> {
     let sql = "INSERT INTO files (id, managed_id, managed_id_hash, owner, filename, content_type, purpose, bytes, \
-               sha256, metadata, blob_key, status, expires_at, created_at) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'uploaded', $12, $13)";
+               sha256, metadata, blob_key, status, expires_at, created_at, lines) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'uploaded', $12, $13, $14)";
     let metadata =
         serde_json::to_string(&file.metadata).map_err(|error| DbErr::Json(error.to_string()))?;
-    let values: [Value; 13] = [
+    let values: [Value; 14] = [
         file.id.0.into(),
         file.managed_id.clone().into(),
         managed::hash(&file.managed_id).into(),
@@ -66,6 +68,7 @@ pub async fn insert(
         file.blob_key.clone().into(),
         file.expires_at.map(|at| at.0).into(),
         now.0.into(),
+        file.lines.and_then(|lines| i64::try_from(lines).ok()).into(),
     ];
     tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
 }
@@ -80,6 +83,7 @@ pub struct File {
     pub content_type: String,
     pub purpose: String,
     pub bytes: i64,
+    pub lines: Option<i64>,
     pub sha256: String,
     pub metadata: String,
     pub blob_key: Option<String>,
@@ -154,7 +158,7 @@ pub struct FileView {
 }
 
 const FILE_COLUMNS: &str = "files.id, files.managed_id, files.owner, files.filename, files.content_type, \
-     files.purpose, files.bytes, files.sha256, files.metadata, files.blob_key, files.status, files.status_details, \
+     files.purpose, files.bytes, files.lines, files.sha256, files.metadata, files.blob_key, files.status, files.status_details, \
      files.expires_at, files.created_at, files.deleted_at";
 
 const MAPPING_COLUMNS: &str = "m.file_id AS m_file_id, m.deployment_id AS m_deployment_id, m.model AS m_model, \

@@ -267,6 +267,12 @@ async fn a_batch_file_that_is_not_in_order_is_refused_by_its_line() {
         ],
     )
     .await;
+    // What is sent on later is held to the same limits.
+    let sent = env.client.raw_upload(file(&lines(4)).field("target_model_names", "a").end()).send();
+    let (_, stored) = answer(sent.await.unwrap()).await;
+    let path = format!("/v1/files/{}/mappings", stored["id"].as_str().unwrap());
+    let (status, refusal) = env.client.post(&path, json!({"target_model_names": ["small"]})).await;
+    assert_eq!((status, &refusal["error"]["code"]), (400, &json!("too_many_requests_in_batch")));
 }
 
 #[tokio::test]

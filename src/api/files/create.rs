@@ -28,7 +28,6 @@ use crate::api::request::RequestId;
 use crate::app::App;
 use crate::blobs::BlobKey;
 use crate::clock::Timestamp;
-use crate::db::WriteError;
 use crate::error::Error;
 use crate::files;
 use crate::files::Purpose;
@@ -214,7 +213,9 @@ impl Commit {
         let mut hold = Hold { api: Api { app: app.clone(), requests: requests.clone() }, record };
         let (now, id) = (app.clock.now(), FileId::mint());
         let scanned = form.file.scanned.take();
-        let file = Arc::new(new_file(id, now, &request.owner, &form, &destinations, blob.as_ref()));
+        let lines = scanned.as_ref().map(|scanned| scanned.lines);
+        let file = new_file(id, now, &request.owner, &form, &destinations, blob.as_ref());
+        let file = Arc::new(NewFile { lines, ..file });
         let dispatch = Arc::new(Dispatch {
             installation_id: Arc::clone(&app.installation.id),
             max_attempts: app.config.retry.max_attempts.get(),
@@ -224,6 +225,7 @@ impl Commit {
             (destinations.into(), fingerprint.into());
         let repetition = request.repetition.clone();
         let holder: Arc<str> = requests.holder().into();
+        let models = destinations.len();
         // A worker may start before this returns: what it needs is there first.
         if let Some(scanned) = scanned {
             app.edits.put(id, scanned.edits);
@@ -270,7 +272,7 @@ impl Commit {
             Err(error) => {
                 // A database that went away in the middle of the commit may have done it all the same:
                 // then the file needs its bytes. Otherwise they are swept as an orphan.
-                if WriteError::as_db_err(&error).is_some() {
+                if matches!(error, Error::Unavailable { .. } | Error::Internal(_)) {
                     unclaimed.key = None;
                 }
                 hold.let_go().await;
@@ -285,7 +287,7 @@ impl Commit {
             metrics::counter!("longshore_files_accepted_total").increment(1);
             metrics::counter!("longshore_bytes_total", "direction" => "received")
                 .increment(form.file.bytes);
-            tracing::info!(file.id = %id, bytes = form.file.bytes, "accepted file for {} models", form.target_model_names.len());
+            tracing::info!(file.id = %id, bytes = form.file.bytes, "accepted file for {models} models");
         }
         Ok(written)
     }
@@ -320,6 +322,7 @@ fn new_file(
         metadata: form.metadata.clone(),
         blob_key: blob.map(BlobKey::path).unwrap_or_default(),
         expires_at: form.expires_after.map(|after| now.after(after)),
+        lines: None,
     }
 }
 
@@ -338,41 +341,10 @@ fn destinations(app: &App, form: &Form) -> Result<Vec<Destination>, Error> {
     }
     let destinations = app.destinations(names)?;
     if form.purpose == Purpose::Batch {
-        for destination in &destinations {
-            let Some(account) = app.providers.get(&destination.provider) else { continue };
-            check_batch_limits(&account.settings, &destination.model, form)?;
-        }
+        let lines = form.file.scanned.as_ref().map_or(0, |scanned| scanned.lines);
+        app.check_batch(&destinations, lines, form.file.bytes)?;
     }
     Ok(destinations)
-}
-
-fn check_batch_limits(
-    provider: &crate::config::Provider,
-    model: &str,
-    form: &Form,
-) -> Result<(), Error> {
-    let lines = form.file.scanned.as_ref().map_or(0, |scanned| scanned.lines);
-    let most = u64::from(provider.max_batch_requests.get());
-    if lines > most {
-        return Err(Error::Invalid {
-            param: Some("file"),
-            code: Some("too_many_requests_in_batch"),
-            message: format!(
-                "the file has {lines} requests, but `{model}` takes {most} in a batch; split it"
-            ),
-        });
-    }
-    let (bytes, most) = (form.file.bytes, provider.max_batch_bytes);
-    if bytes > most.0 {
-        return Err(Error::Invalid {
-            param: Some("file"),
-            code: Some("batch_too_large"),
-            message: format!(
-                "the file has {bytes} bytes, but `{model}` takes {most} in a batch; split it"
-            ),
-        });
-    }
-    Ok(())
 }
 
 /// What was said, not the bytes on the wire: a form's boundary differs at each try.

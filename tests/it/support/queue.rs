@@ -234,6 +234,7 @@ impl Queue {
             metadata: Default::default(),
             blob_key: format!("uploads/{id}"),
             expires_at: None,
+            lines: None,
         };
         let destinations: Arc<[Destination]> = models.iter().map(destination).collect();
         let dispatch =
