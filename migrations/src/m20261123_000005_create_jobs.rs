@@ -1,8 +1,8 @@
 //! The queue: durable jobs, and what became of each attempt.
 //!
 //! The partial indexes see live rows only, so that history costs a claim nothing. `jobs_due` is for who
-//! asks when the next job is due: only that query says `run_at >= 0`, so that no planner takes it for a
-//! claim, which would read every owner's jobs.
+//! asks when the next job is due: what waits is said in other words there, so that no planner takes one
+//! for the other and reads the whole backlog.
 
 crate::migration! {
     up: "
@@ -37,7 +37,7 @@ crate::migration! {
             CHECK ((status IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL))
         );
         CREATE INDEX jobs_ready ON jobs (lane, rank, owner, run_at, id) WHERE status IN ('queued', 'retrying');
-        CREATE INDEX jobs_due ON jobs (run_at) WHERE status IN ('queued', 'retrying') AND run_at >= 0;
+        CREATE INDEX jobs_due ON jobs (run_at) WHERE lease_owner IS NULL AND finished_at IS NULL;
         CREATE INDEX jobs_running ON jobs (lane, lease_until) WHERE status = 'running';
         CREATE INDEX jobs_leased ON jobs (lease_owner) WHERE status = 'running';
         CREATE INDEX jobs_finished ON jobs (status, finished_at) WHERE finished_at IS NOT NULL;

@@ -24,9 +24,9 @@ use crate::ids::JobId;
 
 /// Owners that one claim looks at; the next claim goes on behind them.
 const MAX_OWNERS: usize = 32;
-/// What waits. The text is that of the partial indexes, so that both planners use them. A statement that
-/// goes by `id` says the same by `lease_owner`, `lease_until` and `finished_at`, as the CHECKs of the table
-/// allow: PostgreSQL takes an index of live rows for nearly empty while its statistics are older than the
+/// What waits. The text is that of `jobs_ready`, so that both planners use it. Statements for which it is
+/// the wrong index say the same by `lease_owner` and `finished_at`, as the CHECKs of the table allow:
+/// PostgreSQL takes an index of live rows for nearly empty while its statistics are older than the
 /// backlog, and would read all of it instead of one row.
 const READY: &str = "status IN ('queued', 'retrying')";
 
@@ -89,7 +89,7 @@ pub async fn claim(
     let sql = format!(
         "UPDATE jobs SET status = 'running', epoch = epoch + 1, attempt = attempt + 1, lease_owner = $1, \
          lease_until = {now} + $2, started_at = COALESCE(started_at, {now}) \
-         WHERE id IN ({}) AND lease_owner IS NULL AND finished_at IS NULL \
+         WHERE id IN ({}) AND status <> 'running' AND finished_at IS NULL \
          RETURNING id, kind, lane, owner, payload, epoch, attempt, max_attempts, progress, file_id, model, \
          request_id, created_at, lease_until",
         placeholders(3, chosen.len())
@@ -231,7 +231,7 @@ pub struct Due {
 
 pub async fn next_due(db: &impl ConnectionTrait) -> Result<Due, DbErr> {
     let sql = format!(
-        "SELECT {} AS now, (SELECT min(run_at) FROM jobs WHERE {READY} AND run_at >= 0) AS next",
+        "SELECT {} AS now, (SELECT min(run_at) FROM jobs WHERE lease_owner IS NULL AND finished_at IS NULL) AS next",
         db::now(db)
     );
     let due = Due::find_by_statement(statement(db, &sql, [])).one(db).await?;
