@@ -113,7 +113,7 @@ pub async fn leave(
     tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
 }
 
-/// Stores what [`after`] decided.
+/// Stores what [`super::after`] decided.
 pub async fn save(
     tx: &impl ConnectionTrait,
     lane: &Lane,
