@@ -25,7 +25,7 @@ pub const KEPT_WITHOUT_KEY: Duration = Duration::from_secs(15 * 60);
 pub const HOLD: Duration = Duration::from_secs(30);
 
 /// A running or completed creating request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RecordId(pub Uuid);
 
 /// Whose request it is, and to where: a key means nothing outside it.
@@ -101,11 +101,24 @@ pub async fn begin(
     }
 }
 
-/// Prolongs the holds of a process. Run every third of [`HOLD`] while it has any.
-pub async fn renew(tx: &impl ConnectionTrait, now: Timestamp, holder: &str) -> Result<(), DbErr> {
-    let sql = "UPDATE idempotency_keys SET held_until = $2 WHERE holder = $1";
-    let values: [Value; 2] = [holder.into(), now.after(HOLD).0.into()];
-    tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
+/// Prolongs the holds of a process on requests that are still running. Run every third of [`HOLD`]
+/// while there are any. A record that is not among them, since nobody runs it any more, lapses.
+pub async fn renew(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    holder: &str,
+    running: &[RecordId],
+) -> Result<(), DbErr> {
+    for chunk in running.chunks(500) {
+        let sql = format!(
+            "UPDATE idempotency_keys SET held_until = $2 WHERE holder = $1 AND id IN ({})",
+            placeholders(3, chunk.len())
+        );
+        let mut values: Vec<Value> = vec![holder.into(), now.after(HOLD).0.into()];
+        values.extend(chunk.iter().map(|id| Value::from(id.0)));
+        tx.execute_raw(statement(tx, &sql, values)).await?;
+    }
+    Ok(())
 }
 
 /// Stores the answer, in the transaction that creates. `false` when the record was taken over: then

@@ -1,6 +1,7 @@
 //! Idempotency at the border: the headers, the hold on a key while its request runs, and the answers
 //! that are kept until they were sent to their end.
 
+use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -71,6 +72,8 @@ impl Repetition {
 #[derive(Clone, Debug)]
 pub struct Requests {
     holder: Arc<str>,
+    /// The records whose requests run here. Only these are kept: one whose request is gone lapses.
+    running: Arc<Mutex<HashSet<RecordId>>>,
     sent: Arc<Mutex<Vec<RecordId>>>,
     wake: Arc<Notify>,
 }
@@ -78,7 +81,7 @@ pub struct Requests {
 impl Requests {
     pub fn new() -> Self {
         let holder = uuid::Uuid::new_v4().to_string().into();
-        Self { holder, sent: Arc::default(), wake: Arc::default() }
+        Self { holder, running: Arc::default(), sent: Arc::default(), wake: Arc::default() }
     }
 
     pub fn holder(&self) -> &str {
@@ -116,12 +119,22 @@ impl Requests {
                     .to_owned(),
                 retry_after: Some(Duration::from_secs(1)),
             }),
-            begun => Ok(begun),
+            Begun::Fresh(record) => {
+                self.lock_running().insert(record);
+                Ok(begun)
+            }
+            begun @ Begun::Answered { .. } => Ok(begun),
         }
+    }
+
+    /// The request of a record has ended with an answer that is kept.
+    pub fn ended(&self, record: RecordId) {
+        self.lock_running().remove(&record);
     }
 
     /// Lets a key go whose request made nothing.
     pub async fn release(&self, app: &App, record: RecordId) {
+        self.ended(record);
         let holder = Arc::clone(&self.holder);
         let released = app
             .db
@@ -131,7 +144,7 @@ impl Requests {
             })
             .await;
         if let Err(error) = released {
-            tracing::warn!(error = %error, "could not release an idempotency key that its request left");
+            tracing::warn!(error = %error, "could not release an idempotency key that its request left; it is free in 30 s");
         }
     }
 
@@ -155,10 +168,14 @@ impl Requests {
 
     async fn renew(&self, app: &App) -> Result<(), DbErr> {
         let (now, holder) = (app.clock.now(), Arc::clone(&self.holder));
+        let running: Arc<[RecordId]> = self.lock_running().iter().copied().collect();
+        if running.is_empty() {
+            return Ok(());
+        }
         app.db
             .intake(move |tx| {
-                let holder = Arc::clone(&holder);
-                Box::pin(async move { idempotency::renew(tx, now, &holder).await })
+                let (holder, running) = (Arc::clone(&holder), Arc::clone(&running));
+                Box::pin(async move { idempotency::renew(tx, now, &holder, &running).await })
             })
             .await
     }
@@ -171,6 +188,10 @@ impl Requests {
                 Box::pin(async move { idempotency::sent(tx, &sent).await })
             })
             .await
+    }
+
+    fn lock_running(&self) -> std::sync::MutexGuard<'_, HashSet<RecordId>> {
+        self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn lock_sent(&self) -> std::sync::MutexGuard<'_, Vec<RecordId>> {

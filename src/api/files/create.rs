@@ -279,7 +279,9 @@ impl Commit {
                 return Err(error);
             }
         };
-        hold.record = None;
+        if let Some(record) = hold.record.take() {
+            requests.ended(record);
+        }
         let is_replay = written.2;
         if !is_replay {
             unclaimed.key = None;

@@ -100,9 +100,11 @@ async fn a_request_whose_process_died_is_taken_over_and_cannot_complete(queue: Q
 }
 
 async fn a_held_request_is_not_taken_over(queue: Queue) {
-    fresh(&queue, NOW, "slow").await;
+    let id = fresh(&queue, NOW, "slow").await;
     let half = NOW.after(HOLD / 2);
-    queue.write(move |tx| Box::pin(idempotency::renew(tx, half, "slow"))).await;
+    queue
+        .write(move |tx| Box::pin(async move { idempotency::renew(tx, half, "slow", &[id]).await }))
+        .await;
     assert_eq!(begin(&queue, NOW.after(HOLD + MS), "two").await, Begun::Running);
 }
 
@@ -150,7 +152,9 @@ async fn pruning_leaves_what_is_young_or_held(queue: Queue) {
     };
     let id = fresh(&queue, NOW, "one").await;
     let later = NOW.after(KEPT + MS);
-    queue.write(move |tx| Box::pin(idempotency::renew(tx, later, "one"))).await;
+    queue
+        .write(move |tx| Box::pin(async move { idempotency::renew(tx, later, "one", &[id]).await }))
+        .await;
     assert_eq!(prune(later).await, 0);
     assert!(complete(&queue, id, "one").await);
     assert_eq!(prune(NOW.after(KEPT)).await, 0);

@@ -7,6 +7,7 @@ use longshore::clock::Timestamp;
 use longshore::db::is_postgres;
 use longshore::db::statement;
 use longshore::idempotency;
+use longshore::idempotency::RecordId;
 use longshore::jobs::Ending;
 use longshore::jobs::JobStatus;
 use longshore::jobs::WorkerId;
@@ -214,7 +215,13 @@ async fn the_loops_read_what_is_live(queue: &Queue) {
                 leases::check(&recorded, &fence).await?;
                 leases::end(&recorded, &fence, Timestamp(1), &Ending::Succeeded, "succeeded")
                     .await?;
-                idempotency::renew(&recorded, Timestamp(1), "holder").await?;
+                idempotency::renew(
+                    &recorded,
+                    Timestamp(1),
+                    "holder",
+                    &[RecordId(uuid::Uuid::nil())],
+                )
+                .await?;
                 recorded.plans().await
             })
         })
