@@ -67,10 +67,8 @@ impl Database {
 
     /// Drops the PostgreSQL database under whoever uses it.
     pub async fn take_away(&self) {
-        let (server, name) = self.drop.as_ref().expect("a database on PostgreSQL");
-        let connection = Connect::connect(server).await.unwrap();
-        let sql = format!("DROP DATABASE {name} WITH (FORCE)");
-        connection.execute_unprepared(&sql).await.unwrap();
+        let (server, sql) = self.drop.as_ref().expect("a database on PostgreSQL");
+        run(server, sql).await;
     }
 
     /// The rows that a query answers. For reading what the server under test has written.
