@@ -18,8 +18,6 @@ use std::time::Instant;
 use bytes::Bytes;
 use longshore::sandbox::Sandbox;
 use longshore::sandbox::Settings;
-use sqlx::Connection as _;
-use sqlx::Executor as _;
 
 const CLIENTS: usize = 16;
 const SIZE: usize = 10_000;
@@ -54,7 +52,7 @@ async fn run(folder: &Path, uploads: usize) -> anyhow::Result<()> {
     );
     let files = raw_files(folder)?;
     row("raw: files of 10 KB synced to disk, 16 at a time", &format!("{files:.0}/s"));
-    let commits = raw_commits(folder).await?;
+    let commits = raw_commits(folder)?;
     row("raw: SQLite commits, one row, synced, one after another", &format!("{commits:.0}/s"));
     for (command, name) in [("up", "workers running"), ("serve", "`serve` alone")] {
         let measured = measure(&folder.join(command), command, uploads).await?;
@@ -106,18 +104,15 @@ fn raw_files(folder: &Path) -> anyhow::Result<f64> {
     Ok(FILES as f64 / begun.elapsed().as_secs_f64())
 }
 
-async fn raw_commits(folder: &Path) -> anyhow::Result<f64> {
+fn raw_commits(folder: &Path) -> anyhow::Result<f64> {
     const COMMITS: usize = 2_000;
-    let options = sqlx::sqlite::SqliteConnectOptions::new()
-        .filename(folder.join("raw.db"))
-        .create_if_missing(true)
-        .journal_mode(sqlx::sqlite::SqliteJournalMode::Wal)
-        .synchronous(sqlx::sqlite::SqliteSynchronous::Full);
-    let mut connection = sqlx::SqliteConnection::connect_with(&options).await?;
-    connection.execute("CREATE TABLE t (x INTEGER)").await?;
+    let connection = rusqlite::Connection::open(folder.join("raw.db"))?;
+    connection.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; CREATE TABLE t (x INTEGER);",
+    )?;
     let begun = Instant::now();
     for _ in 0..COMMITS {
-        connection.execute("INSERT INTO t VALUES (1)").await?;
+        connection.execute("INSERT INTO t VALUES (1)", [])?;
     }
     Ok(COMMITS as f64 / begun.elapsed().as_secs_f64())
 }

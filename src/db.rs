@@ -1,14 +1,19 @@
 //! The connection to SQLite or PostgreSQL, and the one way to write to it.
 //!
-//! Reads go to [`Db::read`]. Writes are closures over a transaction, handed to [`Db::intake`] (what
+//! Reads go to [`Db::read`], or to [`Db::scan`] where they read many rows. Writes are closures over a transaction, handed to [`Db::intake`] (what
 //! a client waits for) or [`Db::work`] (what workers report). On SQLite, which has one writer, both
 //! end in one group that commits many of them together, the intake's first; on PostgreSQL the
 //! intake writes on its own connections and only the workers' writes are grouped.
 
 mod group;
+mod read;
+mod sqlite;
+mod transaction;
 
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -16,28 +21,28 @@ use futures_util::future::BoxFuture;
 use migrations::Migrator;
 use migrations::MigratorTrait;
 use sea_orm::ConnectionTrait;
+use sea_orm::Database;
 use sea_orm::DatabaseConnection;
-use sea_orm::DatabaseTransaction;
 use sea_orm::DbBackend;
 use sea_orm::DbErr;
 use sea_orm::SqlxPostgresConnector;
-use sea_orm::SqlxSqliteConnector;
 use sea_orm::Statement;
 use sea_orm::TransactionTrait;
 use sea_orm::Value;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::postgres::PgPoolOptions;
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::sqlite::SqliteJournalMode;
-use sqlx::sqlite::SqlitePoolOptions;
-use sqlx::sqlite::SqliteSynchronous;
 
 use group::Group;
+use transaction::Connection;
+
+pub use read::Reader;
+pub use transaction::Transaction;
 
 /// How long a request waits for a free connection before it is told that the database is unreachable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections for reading. SQLite reads in the calling process, so more than a few only compete.
-const SQLITE_READERS: u32 = 4;
+const SQLITE_READERS: usize = 8;
+const SQLITE_SCANNERS: usize = 4;
 const POSTGRES_CONNECTIONS: u32 = 16;
 /// How often a transaction that PostgreSQL broke off for another's sake is begun anew.
 const MAX_CONFLICTS: u32 = 5;
@@ -45,13 +50,14 @@ const MAX_CONFLICTS: u32 = 5;
 /// The database.
 #[derive(Clone, Debug)]
 pub struct Db {
-    read: DatabaseConnection,
+    read: Reader,
+    scan: Reader,
     writer: Writer,
 }
 
 #[derive(Clone, Debug)]
 enum Writer {
-    Sqlite(Group),
+    Sqlite { path: PathBuf, group: Group },
     Postgres { pool: DatabaseConnection, work: Group },
 }
 
@@ -74,27 +80,15 @@ impl Db {
     /// When the URL cannot be read or the database cannot be reached.
     pub async fn connect(url: &str) -> Result<Self, DbErr> {
         if url.starts_with("sqlite:") {
-            Self::connect_sqlite(url).await
+            Self::connect_sqlite(url)
         } else {
             Self::connect_postgres(url).await
         }
     }
 
-    async fn connect_sqlite(url: &str) -> Result<Self, DbErr> {
-        let options = SqliteConnectOptions::from_str(url)
-            .map_err(connection_error)?
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            // Every commit is on disk when it returns: a commit is what a client was promised.
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(10))
-            .statement_cache_capacity(512)
-            .pragma("cache_size", "-32768")
-            .pragma("temp_store", "memory");
-        if let Some(folder) =
-            options.get_filename().parent().filter(|folder| !folder.as_os_str().is_empty())
-        {
+    fn connect_sqlite(url: &str) -> Result<Self, DbErr> {
+        let path = sqlite_path(url)?;
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(|error| {
                 DbErr::Custom(format!(
                     "cannot create the folder `{}` of the database: {error}",
@@ -102,27 +96,15 @@ impl Db {
                 ))
             })?;
         }
-        let writer = SqlitePoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .connect_with(options.clone())
-            .await
-            .map_err(connection_error)?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(SQLITE_READERS)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .connect_with(options.pragma("query_only", "on"))
-            .await
-            .map_err(connection_error)?;
+        // The writer first: it makes the file what readers expect.
+        let writer = sqlite::Connection::open(&path, sqlite::Access::Write)?;
+        let read = sqlite::Pool::open(&path, SQLITE_READERS, sqlite::Thread::Callers)?;
+        let scan = sqlite::Pool::open(&path, SQLITE_SCANNERS, sqlite::Thread::ItsOwn)?;
+        let group = Group::spawn(Connection::Sqlite(Arc::new(writer))).map_err(no_writer)?;
         Ok(Self {
-            read: SqlxSqliteConnector::from_sqlx_sqlite_pool(readers),
-            writer: Writer::Sqlite(Group::spawn(SqlxSqliteConnector::from_sqlx_sqlite_pool(
-                writer,
-            ))),
+            read: Reader::Sqlite(read),
+            scan: Reader::Sqlite(scan),
+            writer: Writer::Sqlite { path, group },
         })
     }
 
@@ -138,15 +120,22 @@ impl Db {
             .await
             .map_err(connection_error)?;
         let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
+        let work = Group::spawn(Connection::Postgres(pool.clone())).map_err(no_writer)?;
         Ok(Self {
-            read: pool.clone(),
-            writer: Writer::Postgres { work: Group::spawn(pool.clone()), pool },
+            read: Reader::Postgres(pool.clone()),
+            scan: Reader::Postgres(pool.clone()),
+            writer: Writer::Postgres { pool, work },
         })
     }
 
-    /// A connection for reading. Writing through it fails on SQLite.
-    pub fn read(&self) -> &DatabaseConnection {
+    /// For reading a few rows that an index finds.
+    pub fn read(&self) -> &Reader {
         &self.read
+    }
+
+    /// For reading what may be many rows: it holds up nobody else.
+    pub fn scan(&self) -> &Reader {
+        &self.scan
     }
 
     pub fn is_postgres(&self) -> bool {
@@ -164,18 +153,15 @@ impl Db {
     /// Whatever `write` answered, or what the database said of the commit.
     pub async fn intake<T, E, F>(&self, write: F) -> Result<T, E>
     where
-        F: for<'t> Fn(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>>
-            + Send
-            + Sync
-            + 'static,
+        F: for<'t> Fn(&'t Transaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
         T: Send + 'static,
         E: WriteError,
     {
         match &self.writer {
-            Writer::Sqlite(group) => group.write(group::Urgency::Intake, write).await,
+            Writer::Sqlite { group, .. } => group.write(group::Urgency::Intake, write).await,
             Writer::Postgres { pool, .. } => {
-                let pool = pool.clone();
-                let task = tokio::spawn(async move { write_alone(&pool, &write).await });
+                let connection = Connection::Postgres(pool.clone());
+                let task = tokio::spawn(async move { write_alone(&connection, &write).await });
                 task.await.unwrap_or_else(|error| Err(DbErr::Custom(error.to_string()).into()))
             }
         }
@@ -188,15 +174,12 @@ impl Db {
     /// Whatever `write` answered, or what the database said of the commit.
     pub async fn work<T, E, F>(&self, write: F) -> Result<T, E>
     where
-        F: for<'t> Fn(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>>
-            + Send
-            + Sync
-            + 'static,
+        F: for<'t> Fn(&'t Transaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
         T: Send + 'static,
         E: WriteError,
     {
         match &self.writer {
-            Writer::Sqlite(group) | Writer::Postgres { work: group, .. } => {
+            Writer::Sqlite { group, .. } | Writer::Postgres { work: group, .. } => {
                 group.write(group::Urgency::Work, write).await
             }
         }
@@ -209,7 +192,7 @@ impl Db {
     /// What the database says of a migration.
     pub async fn migrate(&self) -> Result<(), DbErr> {
         match &self.writer {
-            Writer::Sqlite(group) => Migrator::up(group.connection(), None).await,
+            Writer::Sqlite { .. } => Migrator::up(&self.for_migrations().await?, None).await,
             Writer::Postgres { pool, .. } => {
                 // Held by this transaction's connection and let go with it, also when the process dies.
                 let lock = pool.begin().await?;
@@ -231,12 +214,25 @@ impl Db {
     ///
     /// When the database cannot be asked.
     pub async fn pending_migrations(&self) -> Result<Vec<String>, DbErr> {
-        let connection = match &self.writer {
-            Writer::Sqlite(group) => group.connection(),
-            Writer::Postgres { pool, .. } => pool,
-        };
-        let pending = Migrator::get_pending_migrations(connection).await?;
+        let connection = self.for_migrations().await?;
+        let pending = Migrator::get_pending_migrations(&connection).await?;
         Ok(pending.iter().map(|migration| migration.name().to_owned()).collect())
+    }
+
+    /// A connection as sea-orm's migrator takes it. On SQLite it is one of its own.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be opened.
+    pub async fn for_migrations(&self) -> Result<DatabaseConnection, DbErr> {
+        match &self.writer {
+            Writer::Sqlite { path, .. } => {
+                let connection = sqlite::Connection::open(path, sqlite::Access::Write)?;
+                let proxy = Arc::new(Box::new(sqlite::Migrations(connection)) as Box<_>);
+                Database::connect_proxy(DbBackend::Sqlite, proxy).await
+            }
+            Writer::Postgres { pool, .. } => Ok(pool.clone()),
+        }
     }
 
     /// Answers when the database does.
@@ -250,14 +246,14 @@ impl Db {
 }
 
 /// A transaction of its own, begun anew when PostgreSQL broke it off for another's sake.
-async fn write_alone<T, E, F>(pool: &DatabaseConnection, write: &F) -> Result<T, E>
+async fn write_alone<T, E, F>(connection: &Connection, write: &F) -> Result<T, E>
 where
-    F: for<'t> Fn(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync,
+    F: for<'t> Fn(&'t Transaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync,
     E: WriteError,
 {
     let mut conflicts = 0;
     loop {
-        let tx = group::begin(pool).await?;
+        let tx = connection.begin().await?;
         let error = match attempt(write, &tx).await {
             Ok(value) => match tx.commit().await {
                 Ok(()) => return Ok(value),
@@ -276,9 +272,9 @@ where
 }
 
 /// Runs `write` once. A panic in it is an error of its own: the writer goes on for all others.
-async fn attempt<T, E, F>(write: &F, tx: &DatabaseTransaction) -> Result<T, E>
+async fn attempt<T, E, F>(write: &F, tx: &Transaction) -> Result<T, E>
 where
-    F: for<'t> Fn(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync,
+    F: for<'t> Fn(&'t Transaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync,
     E: WriteError,
 {
     let run = AssertUnwindSafe(async { write(tx).await }).catch_unwind().await;
@@ -332,6 +328,23 @@ fn sql_state(error: &DbErr) -> Option<String> {
         return None;
     };
     error.as_database_error()?.code().map(|code| code.into_owned())
+}
+
+/// The file that `sqlite://path` or `sqlite:path` names.
+fn sqlite_path(url: &str) -> Result<PathBuf, DbErr> {
+    let path = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")).unwrap_or(url);
+    let (path, _options) = path.split_once('?').unwrap_or((path, ""));
+    let path = percent_encoding::percent_decode_str(path).decode_utf8();
+    let path = path.ok().filter(|path| !path.is_empty() && *path != ":memory:");
+    path.map(|path| PathBuf::from(&*path)).ok_or_else(|| {
+        DbErr::Conn(sea_orm::RuntimeErr::Internal(
+            "the URL names no file; write it like \"sqlite://data/longshore.db\"".to_owned(),
+        ))
+    })
+}
+
+fn no_writer(error: std::io::Error) -> DbErr {
+    DbErr::Custom(format!("cannot start the thread that writes to the database: {error}"))
 }
 
 fn connection_error(error: sqlx::Error) -> DbErr {

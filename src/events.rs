@@ -113,7 +113,8 @@ pub async fn tail(db: &impl ConnectionTrait) -> Result<Cursor, DbErr> {
     }
     let visible = if is_postgres(db) { VISIBLE } else { "txid = 0" };
     let sql = format!(
-        "SELECT txid, seq FROM events WHERE {visible} ORDER BY txid DESC, seq DESC LIMIT 1"
+        "SELECT txid, CAST(seq AS BIGINT) AS seq FROM events WHERE {visible} \
+         ORDER BY events.txid DESC, events.seq DESC LIMIT 1"
     );
     let end = End::find_by_statement(statement(db, &sql, [])).one(db).await?;
     Ok(end.map(|end| Cursor { txid: end.txid, seq: end.seq }).unwrap_or_default())
@@ -127,7 +128,8 @@ pub async fn subjects_behind(
 ) -> Result<(Vec<Uuid>, Cursor), DbErr> {
     let visible = if is_postgres(db) { VISIBLE } else { "txid = 0" };
     let sql = format!(
-        "SELECT txid, seq, subject FROM events WHERE {visible} AND (txid, seq) > ($1, $2) ORDER BY txid, seq LIMIT $3"
+        "SELECT txid, CAST(seq AS BIGINT) AS seq, subject FROM events \
+         WHERE {visible} AND (txid, seq) > ($1, $2) ORDER BY events.txid, events.seq LIMIT $3"
     );
     let values: [Value; 3] = [cursor.txid.into(), cursor.seq.into(), limit.into()];
     let rows = Row::find_by_statement(statement(db, &sql, values)).all(db).await?;

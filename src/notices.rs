@@ -217,8 +217,8 @@ impl Inner {
     async fn look_at_all(&self, db: &Db) -> Result<(), DbErr> {
         let subjects: Vec<Uuid> = self.lock_waiters().keys().copied().collect();
         for chunk in subjects.chunks(500) {
-            let files = files::store::final_among(db.read(), chunk).await?;
-            let jobs = jobs::store::ended_among(db.read(), chunk).await?;
+            let files = files::store::final_among(db.scan(), chunk).await?;
+            let jobs = jobs::store::ended_among(db.scan(), chunk).await?;
             let waiters = self.lock_waiters();
             for waiters in files.iter().chain(&jobs).filter_map(|subject| waiters.get(subject)) {
                 waiters.notify.notify_waiters();

@@ -87,7 +87,7 @@ pub async fn upkeep() {
 /// When the database cannot be read.
 pub async fn observe(app: &App) -> Result<(), Error> {
     let now = app.clock.now();
-    let depths = store::depths(app.db.read()).await?;
+    let depths = store::depths(app.db.scan()).await?;
     for kind in crate::jobs::Work::KINDS {
         for account in app.providers.iter() {
             let lane = account.lane().0;
@@ -106,7 +106,7 @@ pub async fn observe(app: &App) -> Result<(), Error> {
             }
         }
     }
-    for lane in lanes::list(app.db.read()).await? {
+    for lane in lanes::list(app.db.scan()).await? {
         for reason in lanes::PauseReason::ALL {
             let is_paused = lane.pause_reason.as_deref() == Some(reason.as_str());
             metrics::gauge!("longshore_lane_paused", "lane" => lane.name.clone(), "reason" => reason.as_str())

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::db::Transaction;
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use rand::RngExt as _;
-use sea_orm::DatabaseTransaction;
 use sea_orm::DbErr;
 use tracing::Instrument as _;
 
@@ -114,19 +114,10 @@ impl Conclusion {
 #[async_trait]
 pub trait Effects: Send + Sync + 'static {
     /// Writes it, in the transaction that ends the attempt. It may be run more than once.
-    async fn write(
-        &self,
-        tx: &DatabaseTransaction,
-        now: Timestamp,
-        ending: &Ending,
-    ) -> Result<(), DbErr>;
+    async fn write(&self, tx: &Transaction, now: Timestamp, ending: &Ending) -> Result<(), DbErr>;
 
     /// Writes what must not be forgotten although the job was taken over: nothing else is.
-    async fn write_after_loss(
-        &self,
-        _tx: &DatabaseTransaction,
-        _now: Timestamp,
-    ) -> Result<(), DbErr> {
+    async fn write_after_loss(&self, _tx: &Transaction, _now: Timestamp) -> Result<(), DbErr> {
         Ok(())
     }
 }

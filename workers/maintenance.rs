@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use crate::db::Transaction;
 use futures_util::StreamExt as _;
-use sea_orm::DatabaseTransaction;
 use sea_orm::DbErr;
 
 use crate::app::Account;
@@ -72,7 +72,7 @@ async fn fail_those_who_wait_in_vain(app: &App) -> Result<(), DbErr> {
             "the provider's account has been out of credit for 24 hours; fill it up, then retry",
         ),
     ] {
-        for id in lanes::given_up(app.db.read(), reason, PATIENCE).await? {
+        for id in lanes::given_up(app.db.scan(), reason, PATIENCE).await? {
             fail(app, id, code, message).await?;
         }
     }
@@ -82,7 +82,7 @@ async fn fail_those_who_wait_in_vain(app: &App) -> Result<(), DbErr> {
 /// Jobs for a provider that is not configured any more: nobody claims them.
 async fn fail_those_whom_nobody_serves(app: &App) -> Result<(), DbErr> {
     let served: Vec<_> = app.providers.iter().map(Account::lane).collect();
-    for id in lanes::unserved(app.db.read(), &served, PATIENCE).await? {
+    for id in lanes::unserved(app.db.scan(), &served, PATIENCE).await? {
         let message = "its provider has not been configured for 24 hours; configure it, then retry";
         fail(app, id, "provider_not_configured", message).await?;
     }
@@ -128,9 +128,7 @@ async fn prune(app: &App) -> Result<(), DbErr> {
 /// Repeats a deletion until nothing is left of it, in transactions of their own.
 async fn in_chunks<F>(app: &App, delete: F) -> Result<(), DbErr>
 where
-    F: for<'t> Fn(
-            &'t DatabaseTransaction,
-        ) -> futures_util::future::BoxFuture<'t, Result<u64, DbErr>>
+    F: for<'t> Fn(&'t Transaction) -> futures_util::future::BoxFuture<'t, Result<u64, DbErr>>
         + Clone
         + Send
         + Sync
@@ -155,7 +153,7 @@ async fn sweep_orphans(app: &App) -> Result<(), Error> {
     let mut old = app.blobs.uploads_before(before).chunks(CHUNK as usize);
     while let Some(chunk) = old.next().await {
         let keys = chunk.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let known = files::store::known_blobs(app.db.read(), &keys).await?;
+        let known = files::store::known_blobs(app.db.scan(), &keys).await?;
         for key in keys.into_iter().filter(|key| !known.contains(key)) {
             tracing::info!(blob.key = %key, "deleted an orphaned blob");
             app.blobs.delete(&BlobKey::Stored(key)).await?;

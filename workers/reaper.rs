@@ -42,7 +42,7 @@ async fn look(
     times: LeaseTimes,
     seen: &mut HashMap<Lapsed, Instant>,
 ) -> Result<(), DbErr> {
-    let lapsed = leases::lapsed(app.db.read()).await?;
+    let lapsed = leases::lapsed(app.db.scan()).await?;
     let mut still = HashMap::with_capacity(lapsed.len());
     for job in lapsed {
         let since = seen.get(&job).copied().unwrap_or_else(Instant::now);

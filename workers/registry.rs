@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::db::Transaction;
 use async_trait::async_trait;
 use sea_orm::ConnectionTrait;
-use sea_orm::DatabaseTransaction;
 use sea_orm::DbErr;
 
 use super::attempt::Attempt;
@@ -44,7 +44,7 @@ pub async fn claimed(tx: &impl ConnectionTrait, jobs: &[Claimed]) -> Result<(), 
 
 /// Writes what follows when an attempt ended and nobody can say how: its worker died, or it panicked.
 pub async fn ended_unseen(
-    tx: &DatabaseTransaction,
+    tx: &Transaction,
     now: Timestamp,
     work: &Work,
     ending: &Ending,
@@ -83,7 +83,7 @@ pub struct Nothing;
 
 #[async_trait]
 impl Effects for Nothing {
-    async fn write(&self, _: &DatabaseTransaction, _: Timestamp, _: &Ending) -> Result<(), DbErr> {
+    async fn write(&self, _: &Transaction, _: Timestamp, _: &Ending) -> Result<(), DbErr> {
         Ok(())
     }
 }
@@ -92,12 +92,7 @@ struct Unseen(Work);
 
 #[async_trait]
 impl Effects for Unseen {
-    async fn write(
-        &self,
-        tx: &DatabaseTransaction,
-        now: Timestamp,
-        ending: &Ending,
-    ) -> Result<(), DbErr> {
+    async fn write(&self, tx: &Transaction, now: Timestamp, ending: &Ending) -> Result<(), DbErr> {
         ended_unseen(tx, now, &self.0, ending).await
     }
 }
@@ -110,12 +105,7 @@ struct Unreadable {
 
 #[async_trait]
 impl Effects for Unreadable {
-    async fn write(
-        &self,
-        tx: &DatabaseTransaction,
-        now: Timestamp,
-        ending: &Ending,
-    ) -> Result<(), DbErr> {
+    async fn write(&self, tx: &Transaction, now: Timestamp, ending: &Ending) -> Result<(), DbErr> {
         let (Some(file_id), Ending::Failed(failure)) = (self.file_id, ending) else {
             return Ok(());
         };

@@ -7,9 +7,9 @@
 
 use std::sync::Arc;
 
+use crate::db::Transaction;
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
-use sea_orm::DatabaseTransaction;
 use sea_orm::DbErr;
 
 use super::attempt::Attempt;
@@ -338,12 +338,7 @@ struct Carry {
 
 #[async_trait]
 impl Effects for Carry {
-    async fn write(
-        &self,
-        tx: &DatabaseTransaction,
-        now: Timestamp,
-        ending: &Ending,
-    ) -> Result<(), DbErr> {
+    async fn write(&self, tx: &Transaction, now: Timestamp, ending: &Ending) -> Result<(), DbErr> {
         let upload = &self.upload;
         for stray in &self.strays {
             outcome::superfluous(tx, now, upload, stray, "another copy under the same marker")
@@ -371,11 +366,7 @@ impl Effects for Carry {
         }
     }
 
-    async fn write_after_loss(
-        &self,
-        tx: &DatabaseTransaction,
-        now: Timestamp,
-    ) -> Result<(), DbErr> {
+    async fn write_after_loss(&self, tx: &Transaction, now: Timestamp) -> Result<(), DbErr> {
         // The provider has a copy that nobody else knows of.
         match &self.copy {
             Some(copy) => {
@@ -390,7 +381,7 @@ impl Effects for Carry {
 
 /// Nobody can say how the attempt ended: the provider may have the file.
 pub async fn ended_unseen(
-    tx: &DatabaseTransaction,
+    tx: &Transaction,
     now: Timestamp,
     payload: &UploadFile,
     ending: &Ending,

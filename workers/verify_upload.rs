@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::db::Transaction;
 use async_trait::async_trait;
-use sea_orm::DatabaseTransaction;
 use sea_orm::DbErr;
 
 use super::attempt::Attempt;
@@ -163,7 +163,7 @@ struct Looked {
 
 #[async_trait]
 impl Effects for Looked {
-    async fn write(&self, tx: &DatabaseTransaction, _: Timestamp, _: &Ending) -> Result<(), DbErr> {
+    async fn write(&self, tx: &Transaction, _: Timestamp, _: &Ending) -> Result<(), DbErr> {
         leases::set_progress(tx, self.job, self.progress).await
     }
 }

@@ -68,7 +68,7 @@ impl From<StoredKey> for KeyObject {
 }
 
 async fn list_keys(State(app): State<App>, _: Admin) -> Result<Json<List<KeyObject>>, Error> {
-    let stored = keys::list(app.db.read()).await?;
+    let stored = keys::list(app.db.scan()).await?;
     Ok(Json(List::whole(stored.into_iter().map(KeyObject::from).collect(), |key: &KeyObject| {
         key.id.clone()
     })))
@@ -149,7 +149,7 @@ async fn list_providers(
     State(app): State<App>,
     _: Admin,
 ) -> Result<Json<List<ProviderObject>>, Error> {
-    let lanes = lanes::list(app.db.read()).await?;
+    let lanes = lanes::list(app.db.scan()).await?;
     let providers = app.providers.iter().map(|account| {
         let settings = &account.settings;
         let lane = lanes.iter().find(|lane| lane.name == account.lane().0);

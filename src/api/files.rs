@@ -93,7 +93,7 @@ async fn list(
     let status = query.status.map(|status| status.parse::<FileStatus>()).transpose();
     let status = status.map_err(|message| Error::invalid("status", message))?;
     let filter = Filter { purpose: query.purpose, status, model: query.model };
-    let views = store::list(app.db.read(), &caller.scope(), &filter, &page).await?;
+    let views = store::list(app.db.scan(), &caller.scope(), &filter, &page).await?;
     let files = views.into_iter().map(FileObject::from).collect();
     Ok(Json(List::new(files, &page, |file: &FileObject| file.id.clone())))
 }

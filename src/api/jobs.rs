@@ -150,7 +150,7 @@ async fn list(
     if let Some(batch) = query.batch_id {
         return Err(Error::no_such("batch", "batch_id", &batch));
     }
-    let jobs = store::list(app.db.read(), &caller.scope(), &filter, &page).await?;
+    let jobs = store::list(app.db.scan(), &caller.scope(), &filter, &page).await?;
     let jobs = jobs.into_iter().map(JobObject::from).collect();
     Ok(Json(List::new(jobs, &page, |job: &JobObject| job.id.clone())))
 }
@@ -237,7 +237,7 @@ async fn attempts(
     Path(id): Path,
 ) -> Result<Json<List<AttemptObject>>, Error> {
     let job = find(&app, &caller, &id).await?;
-    let attempts = store::attempts(app.db.read(), job.id).await?;
+    let attempts = store::attempts(app.db.scan(), job.id).await?;
     let attempts = attempts.into_iter().map(AttemptObject::from).collect();
     Ok(Json(List::whole(attempts, |attempt: &AttemptObject| attempt.attempt.to_string())))
 }

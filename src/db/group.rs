@@ -8,19 +8,15 @@ use std::time::Duration;
 use std::time::Instant;
 
 use futures_util::future::BoxFuture;
-use sea_orm::DatabaseConnection;
-use sea_orm::DatabaseTransaction;
-use sea_orm::DbBackend;
 use sea_orm::DbErr;
-use sea_orm::SqliteTransactionMode;
-use sea_orm::TransactionOptions;
-use sea_orm::TransactionTrait;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 
 use super::WriteError;
 use super::attempt;
 use super::is_conflict;
+use super::transaction::Connection;
+use super::transaction::Transaction;
 use super::write_alone;
 
 /// A group is closed after this long, so that no write transaction holds the SQLite writer longer.
@@ -43,29 +39,36 @@ pub enum Urgency {
 /// The writer's side of a database. It ends when the last clone is gone.
 #[derive(Clone, Debug)]
 pub struct Group {
-    connection: DatabaseConnection,
     intake: mpsc::Sender<Box<dyn Write>>,
     work: mpsc::Sender<Box<dyn Write>>,
 }
 
 impl Group {
-    pub fn spawn(connection: DatabaseConnection) -> Self {
+    /// Begins to take writes.
+    ///
+    /// # Errors
+    ///
+    /// When there is no thread for SQLite's.
+    pub fn spawn(connection: Connection) -> std::io::Result<Self> {
         let (intake, intake_queue) = mpsc::channel(QUEUE);
         let (work, work_queue) = mpsc::channel(QUEUE);
-        tokio::spawn(run(connection.clone(), intake_queue, work_queue));
-        Self { connection, intake, work }
-    }
-
-    pub fn connection(&self) -> &DatabaseConnection {
-        &self.connection
+        let is_blocking = matches!(connection, Connection::Sqlite(_));
+        let writes = run(connection, intake_queue, work_queue);
+        if is_blocking {
+            // Its statements and commits run in whatever thread calls them: it has one of its own.
+            let runtime = tokio::runtime::Handle::current();
+            std::thread::Builder::new()
+                .name("sqlite-writer".to_owned())
+                .spawn(move || runtime.block_on(writes))?;
+        } else {
+            tokio::spawn(writes);
+        }
+        Ok(Self { intake, work })
     }
 
     pub async fn write<T, E, F>(&self, urgency: Urgency, write: F) -> Result<T, E>
     where
-        F: for<'t> Fn(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>>
-            + Send
-            + Sync
-            + 'static,
+        F: for<'t> Fn(&'t Transaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
         T: Send + 'static,
         E: WriteError,
     {
@@ -85,11 +88,11 @@ impl Group {
 #[async_trait::async_trait]
 trait Write: Send {
     /// Runs it; `true` if what it wrote is to stay.
-    async fn run(&mut self, tx: &DatabaseTransaction) -> bool;
+    async fn run(&mut self, tx: &Transaction) -> bool;
     /// Whether it was broken off for another transaction's sake, and may pass when begun anew.
     fn has_lost_a_conflict(&self) -> bool;
     /// Runs it on its own, because its group came to nothing or it lost a conflict, and answers.
-    async fn run_alone(self: Box<Self>, connection: &DatabaseConnection);
+    async fn run_alone(self: Box<Self>, connection: &Connection);
     /// Answers, now that the commit is on disk.
     fn answer(self: Box<Self>);
 }
@@ -103,11 +106,11 @@ struct Waiting<T, E, F> {
 #[async_trait::async_trait]
 impl<T, E, F> Write for Waiting<T, E, F>
 where
-    F: for<'t> Fn(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync,
+    F: for<'t> Fn(&'t Transaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync,
     T: Send,
     E: WriteError,
 {
-    async fn run(&mut self, tx: &DatabaseTransaction) -> bool {
+    async fn run(&mut self, tx: &Transaction) -> bool {
         let result = attempt(self.write.as_ref(), tx).await;
         let keep = result.is_ok();
         self.result = Some(result);
@@ -118,7 +121,7 @@ where
         matches!(&self.result, Some(Err(error)) if error.as_db_err().is_some_and(is_conflict))
     }
 
-    async fn run_alone(self: Box<Self>, connection: &DatabaseConnection) {
+    async fn run_alone(self: Box<Self>, connection: &Connection) {
         let result = write_alone(connection, self.write.as_ref()).await;
         // Nobody waiting is no error: the client hung up, and what it asked for was done.
         drop(self.reply.send(result));
@@ -132,7 +135,7 @@ where
 }
 
 async fn run(
-    connection: DatabaseConnection,
+    connection: Connection,
     mut intake: mpsc::Receiver<Box<dyn Write>>,
     mut work: mpsc::Receiver<Box<dyn Write>>,
 ) {
@@ -159,12 +162,12 @@ async fn run(
 
 /// Runs `first` and whatever `next` yields in one transaction, commits, and answers them all.
 async fn commit_group(
-    connection: &DatabaseConnection,
+    connection: &Connection,
     first: Box<dyn Write>,
     mut next: impl FnMut() -> Option<Box<dyn Write>>,
 ) {
     let begun = Instant::now();
-    let tx = match begin(connection).await {
+    let tx = match connection.begin().await {
         Ok(tx) => tx,
         Err(_) => return first.run_alone(connection).await,
     };
@@ -192,19 +195,9 @@ async fn commit_group(
     }
 }
 
-async fn run_in_savepoint(tx: &DatabaseTransaction, write: &mut dyn Write) -> Result<(), DbErr> {
-    let savepoint = tx.begin().await?;
+async fn run_in_savepoint(tx: &Transaction, write: &mut dyn Write) -> Result<(), DbErr> {
+    let savepoint = tx.savepoint().await?;
     if write.run(&savepoint).await { savepoint.commit().await } else { savepoint.rollback().await }
-}
-
-pub async fn begin(connection: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
-    // SQLite: taking the write lock at once means waiting for another process here, under the busy
-    // timeout, and not failing in the middle because the snapshot has grown old.
-    let immediate = (connection.get_database_backend() == DbBackend::Sqlite)
-        .then_some(SqliteTransactionMode::Immediate);
-    let options =
-        TransactionOptions { sqlite_transaction_mode: immediate, ..TransactionOptions::default() };
-    connection.begin_with_options(options).await
 }
 
 fn broken() -> DbErr {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sea_orm::DatabaseTransaction;
+use crate::db::Transaction;
 
 use super::FileStatus;
 use super::store;
@@ -45,7 +45,7 @@ pub struct Dispatch {
 
 /// Writes a file, its mappings and one upload job for each, and answers it as stored.
 pub async fn create(
-    tx: &DatabaseTransaction,
+    tx: &Transaction,
     now: Timestamp,
     file: &NewFile,
     destinations: &[Destination],
@@ -65,7 +65,7 @@ pub async fn create(
 
 /// Sends a file that exists to more models; those that it was sent to already are passed over.
 pub async fn send_to_more(
-    tx: &DatabaseTransaction,
+    tx: &Transaction,
     now: Timestamp,
     view: &FileView,
     destinations: &[Destination],
@@ -91,7 +91,7 @@ pub async fn send_to_more(
 }
 
 async fn send(
-    tx: &DatabaseTransaction,
+    tx: &Transaction,
     now: Timestamp,
     file_id: FileId,
     owner: &str,
@@ -133,7 +133,7 @@ async fn send(
 }
 
 /// Queues the failed mappings of a file again, with all their attempts.
-pub async fn retry(tx: &DatabaseTransaction, view: &FileView) -> Result<FileView, Error> {
+pub async fn retry(tx: &Transaction, view: &FileView) -> Result<FileView, Error> {
     let file = &view.file;
     // Another mapping that ends meanwhile must see these at work again.
     store::lock(tx, file.id).await?;

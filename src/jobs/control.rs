@@ -1,7 +1,7 @@
 //! What a person does to a job: cancel it, or queue a dead letter again.
 
+use crate::db::Transaction;
 use sea_orm::ConnectionTrait;
-use sea_orm::DatabaseTransaction;
 use sea_orm::DbErr;
 
 use super::Failure;
@@ -20,7 +20,7 @@ use crate::mappings;
 use crate::mappings::store::Certainty;
 
 /// Cancels a job that waits, and asks the worker of one that runs to stop.
-pub async fn cancel(tx: &DatabaseTransaction, now: Timestamp, job: &Job) -> Result<(), Error> {
+pub async fn cancel(tx: &Transaction, now: Timestamp, job: &Job) -> Result<(), Error> {
     store::lock(tx, job.id).await?;
     if store::cancel_waiting(tx, now, job.id).await? {
         let failure = Failure::permanent("cancelled", "the upload was cancelled");
@@ -70,7 +70,7 @@ async fn give_up(
 }
 
 /// Queues a failed or cancelled job again, with all its attempts.
-pub async fn retry(tx: &DatabaseTransaction, job: &Job) -> Result<(), Error> {
+pub async fn retry(tx: &Transaction, job: &Job) -> Result<(), Error> {
     if !matches!(job.status()?, JobStatus::Failed | JobStatus::Cancelled) {
         return Err(Error::Conflict {
             code: "job_not_failed",

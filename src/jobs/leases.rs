@@ -139,7 +139,7 @@ pub async fn end(
          run_at = COALESCE({now} + $6, run_at), error = CASE WHEN $4 = 'succeeded' THEN NULL ELSE COALESCE($7, error) END, \
          finished_at = CASE WHEN $4 = 'retrying' THEN NULL ELSE {now} END \
          WHERE id = $1 AND epoch = $2 AND lease_owner = $3 \
-         RETURNING attempt + $5 AS attempt, $8 AS started_at, {now} AS now"
+         RETURNING attempt, $8 AS started_at, {now} AS now"
     );
     let casts = [
         ("$4", "::text"),
@@ -164,9 +164,10 @@ pub async fn end(
         error.clone().into(),
         claimed_at.0.into(),
     ];
-    let Some(ended) = Ended::find_by_statement(statement(tx, &sql, values)).one(tx).await? else {
-        return Ok(false);
-    };
+    let ended = Ended::find_by_statement(statement(tx, &sql, values)).one(tx).await?;
+    let Some(mut ended) = ended else { return Ok(false) };
+    // The number of the attempt that ended, whether it was spent or not.
+    ended.attempt += unspent;
     record_attempt(tx, fence.job_id, fence.epoch, &fence.worker.0, &ended, outcome, error).await?;
     Ok(true)
 }

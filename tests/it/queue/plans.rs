@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use longshore::clock::Timestamp;
+use longshore::db::Transaction;
 use longshore::db::is_postgres;
 use longshore::db::statement;
 use longshore::idempotency;
@@ -15,7 +16,6 @@ use longshore::jobs::claims;
 use longshore::jobs::leases;
 use longshore::jobs::store;
 use sea_orm::ConnectionTrait;
-use sea_orm::DatabaseTransaction;
 use sea_orm::DbBackend;
 use sea_orm::DbErr;
 use sea_orm::ExecResult;
@@ -32,7 +32,7 @@ on_both!(history_costs_what_runs_all_the_time_nothing,);
 
 /// A transaction that remembers its statements.
 struct Recorded<'a> {
-    tx: &'a DatabaseTransaction,
+    tx: &'a Transaction,
     statements: Mutex<Vec<Statement>>,
 }
 

@@ -3,7 +3,6 @@
 use longshore::db::Db;
 use migrations::Migrator;
 use migrations::MigratorTrait;
-use sea_orm::Database as Connect;
 
 use super::on_both;
 use crate::support::Database;
@@ -18,9 +17,7 @@ on_both!(
 
 async fn the_migrations_go_down_and_up_again(queue: Queue) {
     queue.one().await;
-    let url = format!("{}?mode=rwc", queue.database.url);
-    let url = if queue.db.is_postgres() { &queue.database.url } else { &url };
-    let connection = Connect::connect(url).await.unwrap();
+    let connection = queue.db.for_migrations().await.unwrap();
     Migrator::down(&connection, None).await.unwrap();
     let missing = queue.db.pending_migrations().await.unwrap();
     assert_eq!(missing.len(), Migrator::migrations().len());

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use longshore::db::Transaction;
 use longshore::error::Error;
 use longshore::files::create;
 use longshore::files::store::FileView;
@@ -14,7 +15,6 @@ use longshore::mappings::outcome;
 use longshore::mappings::store;
 use longshore::mappings::store::Certainty;
 use longshore::mappings::store::Copy;
-use sea_orm::DatabaseTransaction;
 use sea_orm::DbErr;
 use tokio::sync::Semaphore;
 
@@ -36,7 +36,7 @@ async fn mapping(queue: &Queue, view: &FileView, place: usize) -> MappingId {
     store::of_job(queue.db.read(), file_id, job_id).await.unwrap().unwrap()
 }
 
-async fn begin(tx: &DatabaseTransaction, id: MappingId) -> Result<store::Upload, DbErr> {
+async fn begin(tx: &Transaction, id: MappingId) -> Result<store::Upload, DbErr> {
     store::begin_uploads(tx, &[id]).await?;
     store::find_upload(tx, id).await?.ok_or_else(|| DbErr::RecordNotFound("mapping".to_owned()))
 }

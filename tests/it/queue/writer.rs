@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use longshore::db::Db;
+use longshore::db::Transaction;
 use longshore::ids::JobId;
 use longshore::jobs::store;
 use sea_orm::ConnectionTrait;
-use sea_orm::DatabaseTransaction;
 use sea_orm::DbErr;
 use tokio::sync::Barrier;
 
@@ -34,7 +34,7 @@ const ROWS: &str = "SELECT count(*) FROM jobs";
 fn job(
     queue: &Queue,
     is_bad: bool,
-) -> impl Fn(&DatabaseTransaction) -> BoxFuture<'_, Result<JobId, DbErr>> + use<> {
+) -> impl Fn(&Transaction) -> BoxFuture<'_, Result<JobId, DbErr>> + use<> {
     let job = queue.upload("alice");
     move |tx| {
         let job = job.clone();
@@ -98,7 +98,7 @@ async fn a_caller_that_stops_waiting_does_not_stop_its_write(queue: Queue) {
         .await;
 }
 
-fn panicking(_: &DatabaseTransaction) -> BoxFuture<'_, Result<(), DbErr>> {
+fn panicking(_: &Transaction) -> BoxFuture<'_, Result<(), DbErr>> {
     Box::pin(async { panic!("as a test wants it") })
 }
 
@@ -122,7 +122,7 @@ fn crossing(
     order: [&'static str; 2],
     both: Arc<Barrier>,
     runs: Arc<AtomicUsize>,
-) -> impl Fn(&DatabaseTransaction) -> BoxFuture<'_, Result<(), DbErr>> {
+) -> impl Fn(&Transaction) -> BoxFuture<'_, Result<(), DbErr>> {
     move |tx| {
         let (both, runs) = (Arc::clone(&both), Arc::clone(&runs));
         Box::pin(async move {
@@ -189,17 +189,16 @@ async fn a_group_that_lost_its_connection_is_done_on_another() {
     let runs = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&runs);
     let own = queue.upload("alice");
-    let write =
-        queue.db.work(move |tx: &DatabaseTransaction| -> BoxFuture<'_, Result<(), DbErr>> {
-            let (run, own) = (counted.fetch_add(1, Ordering::SeqCst), own.clone());
-            Box::pin(async move {
-                store::enqueue(tx, longshore::clock::Timestamp(1), &[own]).await?;
-                if run == 0 {
-                    tx.execute_unprepared("SELECT pg_terminate_backend(pg_backend_pid())").await?;
-                }
-                Ok(())
-            })
-        });
+    let write = queue.db.work(move |tx: &Transaction| -> BoxFuture<'_, Result<(), DbErr>> {
+        let (run, own) = (counted.fetch_add(1, Ordering::SeqCst), own.clone());
+        Box::pin(async move {
+            store::enqueue(tx, longshore::clock::Timestamp(1), &[own]).await?;
+            if run == 0 {
+                tx.execute_unprepared("SELECT pg_terminate_backend(pg_backend_pid())").await?;
+            }
+            Ok(())
+        })
+    });
     write.await.unwrap();
     assert_eq!((queue.count(ROWS).await, runs.load(Ordering::SeqCst)), (1, 2));
 }

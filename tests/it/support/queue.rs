@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use longshore::clock::Timestamp;
 use longshore::db::Db;
+use longshore::db::Transaction;
 use longshore::files::create;
 use longshore::files::create::Destination;
 use longshore::files::create::Dispatch;
@@ -30,7 +31,6 @@ use longshore::jobs::leases;
 use longshore::jobs::store;
 use longshore::jobs::store::Job;
 use sea_orm::ConnectionTrait;
-use sea_orm::DatabaseTransaction;
 use sea_orm::DbErr;
 use tempfile::TempDir;
 
@@ -93,10 +93,7 @@ impl Queue {
     /// A worker's write that the database does not refuse.
     pub async fn write<T, F>(&self, write: F) -> T
     where
-        F: for<'t> Fn(&'t DatabaseTransaction) -> BoxFuture<'t, Result<T, DbErr>>
-            + Send
-            + Sync
-            + 'static,
+        F: for<'t> Fn(&'t Transaction) -> BoxFuture<'t, Result<T, DbErr>> + Send + Sync + 'static,
         T: Send + 'static,
     {
         self.db.work(write).await.unwrap()

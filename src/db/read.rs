@@ -1,0 +1,63 @@
+//! Connections for reading, on either database.
+
+use sea_orm::ConnectionTrait;
+use sea_orm::DatabaseConnection;
+use sea_orm::DbBackend;
+use sea_orm::DbErr;
+use sea_orm::ExecResult;
+use sea_orm::QueryResult;
+use sea_orm::Statement;
+
+use super::sqlite;
+
+/// What reads the database. Writing through it fails on SQLite.
+#[derive(Clone, Debug)]
+pub enum Reader {
+    Sqlite(sqlite::Pool),
+    Postgres(DatabaseConnection),
+}
+
+#[async_trait::async_trait]
+impl ConnectionTrait for Reader {
+    fn get_database_backend(&self) -> DbBackend {
+        match self {
+            Self::Sqlite(_) => DbBackend::Sqlite,
+            Self::Postgres(_) => DbBackend::Postgres,
+        }
+    }
+
+    async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
+        match self {
+            Self::Sqlite(pool) => pool.run(move |connection| connection.execute(&statement)).await,
+            Self::Postgres(pool) => pool.execute_raw(statement).await,
+        }
+    }
+
+    async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
+        match self {
+            Self::Sqlite(pool) => {
+                let sql = sql.to_owned();
+                pool.run(move |connection| connection.execute_batch(&sql)).await
+            }
+            Self::Postgres(pool) => pool.execute_unprepared(sql).await,
+        }
+    }
+
+    async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
+        match self {
+            Self::Sqlite(pool) => {
+                pool.run(move |connection| Ok(connection.query(&statement, 1)?.pop())).await
+            }
+            Self::Postgres(pool) => pool.query_one_raw(statement).await,
+        }
+    }
+
+    async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        match self {
+            Self::Sqlite(pool) => {
+                pool.run(move |connection| connection.query(&statement, usize::MAX)).await
+            }
+            Self::Postgres(pool) => pool.query_all_raw(statement).await,
+        }
+    }
+}
