@@ -25,6 +25,7 @@ mod tests;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::net::TcpSocket;
@@ -101,6 +102,11 @@ impl Sandbox {
     /// The URL under which `account` is scripted: `http://HOST:PORT/_control/{account}`.
     pub fn control_url(&self, account: &str) -> String {
         format!("http://{}/{}/{account}", self.reachable_address(), routes::CONTROL)
+    }
+
+    /// The time since its start: its own clock, by which the ledger tells when something arrived.
+    pub fn elapsed(&self) -> Duration {
+        self.running.accounts.elapsed()
     }
 
     /// Closes the port and every connection, and returns once that is done.

@@ -30,6 +30,11 @@ impl Accounts {
         Self { by_name: RwLock::default(), started: Instant::now() }
     }
 
+    /// The time since the sandbox started.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// The account of this name, new if need be.
     pub(super) fn named(&self, name: &str) -> Arc<Account> {
         self.find(name).unwrap_or_else(|| self.create(name))
@@ -126,9 +131,9 @@ impl Account {
         self.releases.subscribe()
     }
 
-    /// Milliseconds since the sandbox started.
-    pub(super) fn elapsed_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    /// The time since the sandbox started.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Writes down a call that has arrived, gives it its `seq` and wakes those who waited for it.

@@ -155,6 +155,14 @@ fn garbage(content_type: &str, body: &str) -> Answer {
     Answer::new(StatusCode::OK, content_type, bytes::Bytes::copy_from_slice(body.as_bytes()))
 }
 
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
 async fn pause(latency: Duration) {
     if !latency.is_zero() {
         sleep(latency).await;
@@ -197,7 +205,8 @@ impl InFlight {
         let seq = account.arrive(Call {
             seq: 0,
             operation: target.operation(),
-            at_ms: account.elapsed_ms(),
+            at_ms: millis(account.elapsed()),
+            first_byte_at_us: None,
             file_id: target
                 .file_id()
                 .map(|id| id[..id.floor_char_boundary(MAX_ID_BYTES)].to_owned()),
@@ -245,9 +254,10 @@ impl InFlight {
     /// Notes when an upload's body began to arrive.
     pub(super) fn first_byte(&self) {
         if self.operation == Operation::Upload {
-            let at_ms = self.account.elapsed_ms();
+            let at = self.account.elapsed();
+            self.note(|call| call.first_byte_at_us = Some(micros(at)));
             self.account.note(|ledger| {
-                ledger.first_byte_at_ms.get_or_insert(at_ms);
+                ledger.first_byte_at_ms.get_or_insert(millis(at));
             });
         }
     }

@@ -47,6 +47,9 @@ pub struct Call {
     pub operation: Operation,
     /// Milliseconds from the start of the sandbox to the call's arrival.
     pub at_ms: u64,
+    /// Microseconds from the start of the sandbox to the first byte of an upload's body.
+    #[serde(default)]
+    pub first_byte_at_us: Option<u64>,
     /// The id in the path, or of the file that the upload made.
     pub file_id: Option<String>,
     /// The name of the uploaded file, where it was read.
@@ -163,6 +166,7 @@ mod tests {
             seq: 0,
             operation,
             at_ms: 0,
+            first_byte_at_us: None,
             file_id: None,
             filename: None,
             bytes: None,

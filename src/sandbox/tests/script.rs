@@ -102,6 +102,8 @@ async fn the_ledger_lists_the_calls_in_order_and_counts_them() {
     assert_eq!(calls[0].filename.as_deref(), Some("a.jsonl"));
     assert_eq!(calls[0].bytes, Some(LINE.len() as u64));
     assert!(calls.is_sorted_by_key(|call| call.at_ms));
+    assert!(calls[0].first_byte_at_us.unwrap() >= calls[0].at_ms * 1000);
+    assert!(calls[1].first_byte_at_us.is_none(), "only uploads have a body");
 
     let files: Vec<StoredFile> = serde_json::from_value(ledger["files"].clone()).unwrap();
     assert_eq!(files, blue.sandbox.files("blue"));

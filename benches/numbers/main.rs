@@ -1,0 +1,242 @@
+//! `cargo bench --bench numbers`: every figure that the README states, measured, beside the raw limits of the same
+//! machine in the same run.
+//!
+//! Load, providers and the server under test share the machine. The server is the real binary, configured as an
+//! operator has it: everything synced to disk, its log (`info`) written to a file. What follows `--` narrows the run:
+//! `cargo bench --bench numbers -- uploads reads`; `-- --help` shows the sizes.
+
+mod idle;
+mod jobs;
+mod large;
+mod latency;
+mod lines;
+mod load;
+mod postgres;
+mod process;
+mod raw;
+mod reads;
+mod report;
+mod server;
+mod uploads;
+mod waiters;
+
+use std::future::Future;
+use std::path::Path;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+use std::time::Instant;
+
+use clap::Parser;
+
+use report::Line;
+use report::Report;
+
+/// No row takes longer; one that does has failed.
+const LONGEST: Duration = Duration::from_secs(900);
+
+/// What is measured, and how much of it.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "numbers", bin_name = "cargo bench --bench numbers --")]
+pub struct Options {
+    /// Only the rows whose names hold one of these; all of them if there is none
+    filter: Vec<String>,
+    /// Prints the rows' names
+    #[arg(long)]
+    list: bool,
+    /// Prints JSON instead of a table
+    #[arg(long)]
+    json: bool,
+    /// A tenth of every size, to see that it works
+    #[arg(long)]
+    quick: bool,
+    /// Clients at the same time
+    #[arg(long, env = "LONGSHORE_BENCH_CLIENTS", default_value_t = 16)]
+    clients: usize,
+    /// Files uploaded in a row of uploads
+    #[arg(long, env = "LONGSHORE_BENCH_UPLOADS", default_value_t = 5_000)]
+    uploads: usize,
+    /// Reads of file objects
+    #[arg(long, env = "LONGSHORE_BENCH_READS", default_value_t = 100_000)]
+    reads: usize,
+    /// Uploads one after another on an idle system
+    #[arg(long, env = "LONGSHORE_BENCH_ROUNDS", default_value_t = 200)]
+    rounds: usize,
+    /// Megabytes of the one large file
+    #[arg(long, env = "LONGSHORE_BENCH_LARGE", default_value_t = 2_000)]
+    large: usize,
+    /// Megabytes of the one large batch file
+    #[arg(long, env = "LONGSHORE_BENCH_BATCH", default_value_t = 400)]
+    batch: usize,
+    /// Requests that wait at the same time
+    #[arg(long, env = "LONGSHORE_BENCH_WAITERS", default_value_t = 10_000)]
+    waiters: usize,
+    /// Files that they wait for
+    #[arg(long, env = "LONGSHORE_BENCH_AWAITED", default_value_t = 100)]
+    awaited: usize,
+    /// Jobs that have nothing to do
+    #[arg(long, env = "LONGSHORE_BENCH_JOBS", default_value_t = 20_000)]
+    jobs: usize,
+    /// Slots of their lane
+    #[arg(long, env = "LONGSHORE_BENCH_SLOTS", default_value_t = 256)]
+    slots: usize,
+    /// Jobs in the history that the queue has beside them
+    #[arg(long, env = "LONGSHORE_BENCH_FINISHED", default_value_t = 1_000_000)]
+    finished: usize,
+    /// Jobs that wait and are not due, likewise
+    #[arg(long, env = "LONGSHORE_BENCH_WAITING", default_value_t = 100_000)]
+    waiting: usize,
+    /// Seconds that a system without work is watched
+    #[arg(long, env = "LONGSHORE_BENCH_IDLE", default_value_t = 20)]
+    idle: usize,
+    /// A PostgreSQL server on which a database may be made; without one its rows are left out
+    #[arg(long, env = "LONGSHORE_TEST_POSTGRES_URL", hide_env_values = true)]
+    postgres: Option<String>,
+    /// A Redis server; without one the idle row does without
+    #[arg(long, env = "LONGSHORE_TEST_REDIS_URL", hide_env_values = true)]
+    redis: Option<String>,
+    /// What cargo says to every benchmark
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// What `cargo test --benches` says: it only wants to know that it builds
+    #[arg(long, hide = true)]
+    test: bool,
+}
+
+impl Options {
+    fn made_quick(mut self) -> Self {
+        for size in [
+            &mut self.uploads,
+            &mut self.reads,
+            &mut self.rounds,
+            &mut self.large,
+            &mut self.batch,
+            &mut self.waiters,
+            &mut self.jobs,
+            &mut self.finished,
+            &mut self.waiting,
+            &mut self.idle,
+        ] {
+            *size = size.div_ceil(10);
+        }
+        self
+    }
+
+    fn wants(&self, row: &str) -> bool {
+        self.filter.is_empty() || self.filter.iter().any(|part| row.contains(part.as_str()))
+    }
+}
+
+/// What a row works with.
+pub struct Bench {
+    options: Options,
+    /// On the disk whose limits are measured; removed in the end.
+    folder: PathBuf,
+}
+
+impl Bench {
+    /// A folder for one row.
+    fn folder(&self, row: &str) -> anyhow::Result<PathBuf> {
+        let folder = self.folder.join(row);
+        std::fs::create_dir_all(&folder)?;
+        Ok(folder)
+    }
+}
+
+type Running<'b> = Pin<Box<dyn Future<Output = anyhow::Result<Vec<Line>>> + 'b>>;
+
+/// A row, or a few that one run measures together.
+struct Row {
+    name: &'static str,
+    needs_postgres: bool,
+    run: fn(&Bench) -> Running<'_>,
+}
+
+const fn row(name: &'static str, run: fn(&Bench) -> Running<'_>) -> Row {
+    Row { name, needs_postgres: false, run }
+}
+
+const fn on_postgres(name: &'static str, run: fn(&Bench) -> Running<'_>) -> Row {
+    Row { name, needs_postgres: true, run }
+}
+
+/// In the order of the table. The raw limits come first, and whatever is chosen comes beside them.
+const ROWS: [Row; 19] = [
+    row("raw-files", |bench| Box::pin(raw::files(bench))),
+    row("raw-loopback", |bench| Box::pin(raw::loopback(bench))),
+    row("raw-sqlite", |bench| Box::pin(raw::sqlite(bench))),
+    on_postgres("raw-postgres", |bench| Box::pin(raw::postgres(bench))),
+    row("uploads-up", |bench| Box::pin(uploads::up(bench))),
+    row("uploads-serve", |bench| Box::pin(uploads::serve(bench))),
+    row("fanout", |bench| Box::pin(latency::fanout(bench))),
+    row("first-byte", |bench| Box::pin(latency::first_byte(bench))),
+    row("reads", |bench| Box::pin(reads::files(bench))),
+    row("large-file", |bench| Box::pin(large::file(bench))),
+    row("large-batch", |bench| Box::pin(large::batch(bench))),
+    row("lines", |bench| Box::pin(lines::all(bench))),
+    row("waiters", |bench| Box::pin(waiters::all(bench))),
+    row("jobs-sqlite", |bench| Box::pin(jobs::sqlite(bench))),
+    on_postgres("jobs-postgres", |bench| Box::pin(jobs::postgres(bench))),
+    row("history-sqlite", |bench| Box::pin(jobs::sqlite_history(bench))),
+    on_postgres("history-postgres", |bench| Box::pin(jobs::postgres_history(bench))),
+    row("idle-sqlite", |bench| Box::pin(idle::sqlite(bench))),
+    on_postgres("idle-postgres", |bench| Box::pin(idle::postgres(bench))),
+];
+
+fn main() -> anyhow::Result<()> {
+    let mut options = Options::parse();
+    if options.test {
+        return Ok(());
+    }
+    if options.list {
+        for row in &ROWS {
+            println!("{}", row.name);
+        }
+        return Ok(());
+    }
+    if options.quick {
+        options = options.made_quick();
+    }
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let folder = tempfile::tempdir_in(target)?;
+    let bench = Bench { options, folder: folder.path().to_owned() };
+    // Two threads for the providers and for what waits; load has threads of its own.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let report = runtime.block_on(run(&bench))?;
+    runtime.shutdown_background();
+    report.print(bench.options.json);
+    anyhow::ensure!(report.failed.is_empty(), "not measured: {}", report.failed.join(", "));
+    Ok(())
+}
+
+async fn run(bench: &Bench) -> anyhow::Result<Report> {
+    let mut report = Report::default();
+    for row in &ROWS {
+        if !row.name.starts_with("raw-") && !bench.options.wants(row.name) {
+            continue;
+        }
+        if row.needs_postgres && bench.options.postgres.is_none() {
+            report.left_out.push(row.name);
+            continue;
+        }
+        let begun = Instant::now();
+        let measured = tokio::time::timeout(LONGEST, (row.run)(bench)).await;
+        match measured.map_err(anyhow::Error::from).and_then(|measured| measured) {
+            Ok(lines) => {
+                for line in &lines {
+                    eprintln!("{:>5.0} s  {line}", begun.elapsed().as_secs_f64());
+                }
+                report.lines.extend(lines.into_iter().map(|line| (row.name, line)));
+            }
+            Err(error) => {
+                eprintln!("{}: {error:#}", row.name);
+                report.failed.push(row.name);
+            }
+        }
+        // Gigabytes, some of them.
+        drop(std::fs::remove_dir_all(bench.folder.join(row.name)));
+    }
+    Ok(report)
+}
