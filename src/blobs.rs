@@ -1,20 +1,15 @@
 //! The blob store: the bytes of files, in a folder or an object store. It holds no fact that the
 //! database lacks.
 
-use std::io::Read as _;
-use std::io::Seek as _;
+mod folder;
+
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use bytes::BytesMut;
 use futures_util::StreamExt as _;
 use futures_util::TryStreamExt as _;
 use futures_util::stream::BoxStream;
-use object_store::GetOptions;
-use object_store::GetRange;
-use object_store::GetResultPayload;
-use object_store::MultipartUpload;
 use object_store::ObjectStore;
 use object_store::ObjectStoreExt as _;
 use object_store::PutPayload;
@@ -29,8 +24,6 @@ pub type ByteStream = BoxStream<'static, std::io::Result<Bytes>>;
 
 /// What is written to the store at once. Files up to this size go in one piece.
 const PART: usize = 1024 * 1024;
-/// What is read from a local file at once.
-const READ: usize = 256 * 1024;
 
 /// The name of an object in the store. Nobody else builds one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +76,12 @@ impl From<object_store::Error> for BlobError {
     }
 }
 
+impl From<std::io::Error> for BlobError {
+    fn from(error: std::io::Error) -> Self {
+        if is_full(&error) { Self::Full(error.into()) } else { Self::Store(error.into()) }
+    }
+}
+
 /// Whether an I/O error somewhere below says that no room is left.
 fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
     let causes = std::iter::successors(Some(error), |error| error.source());
@@ -117,13 +116,8 @@ impl Blobs {
 
     /// Begins to write an object. Dropped before [`BlobWriter::finish`], it leaves nothing.
     pub fn writer(&self, key: &BlobKey) -> BlobWriter {
-        BlobWriter {
-            store: Arc::clone(&self.store),
-            path: key.object(),
-            pending: Vec::new(),
-            pending_bytes: 0,
-            parts: None,
-        }
+        let writer = folder::Writer::new(self.folder.join(key.path()));
+        BlobWriter { writer, pending: Vec::new(), pending_bytes: 0 }
     }
 
     /// Reads `range` of an object.
@@ -132,17 +126,7 @@ impl Blobs {
     ///
     /// [`BlobError::Missing`] when there is no such object.
     pub async fn read(&self, key: &BlobKey, range: Range<u64>) -> Result<ByteStream, BlobError> {
-        if range.is_empty() {
-            self.store.head(&key.object()).await?;
-            return Ok(futures_util::stream::empty().boxed());
-        }
-        let options =
-            GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
-        let result = self.store.get_opts(&key.object(), options).await?;
-        match result.payload {
-            GetResultPayload::File(file, _) => Ok(read_file(file, range)),
-            GetResultPayload::Stream(stream) => Ok(stream.map_err(std::io::Error::other).boxed()),
-        }
+        folder::read(self.folder.join(key.path()), range).await
     }
 
     /// Reads a small object whole. `None` when there is none.
@@ -182,19 +166,6 @@ impl Blobs {
             .boxed()
     }
 
-    /// Removes what writers that died left unfinished, if it was last written before `before`: it lies
-    /// beside the objects, and no list of them shows it.
-    ///
-    /// # Errors
-    ///
-    /// When the folder cannot be read.
-    pub async fn delete_unfinished(&self, before: Timestamp) -> Result<u64, BlobError> {
-        let folder = self.folder.join("uploads");
-        let swept = tokio::task::spawn_blocking(move || delete_unfinished(&folder, before));
-        let swept = swept.await.map_err(std::io::Error::other).flatten();
-        swept.map_err(|error| BlobError::Store(error.into()))
-    }
-
     /// The store's own clock: when it says that something was written just now.
     ///
     /// # Errors
@@ -220,65 +191,11 @@ impl Blobs {
     }
 }
 
-/// A folder's store writes an object as `NAME#N` until it is whole.
-fn delete_unfinished(folder: &std::path::Path, before: Timestamp) -> std::io::Result<u64> {
-    let entries = match std::fs::read_dir(folder) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-        entries => entries?,
-    };
-    let mut deleted = 0;
-    for entry in entries {
-        let entry = entry?;
-        let metadata = match entry.metadata() {
-            // It was finished or given up meanwhile.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            metadata => metadata?,
-        };
-        if metadata.is_dir() {
-            deleted += delete_unfinished(&entry.path(), before)?;
-        } else if entry.file_name().to_string_lossy().contains('#') && written(&metadata)? < before
-        {
-            std::fs::remove_file(entry.path())?;
-            deleted += 1;
-        }
-    }
-    Ok(deleted)
-}
-
-fn written(metadata: &std::fs::Metadata) -> std::io::Result<Timestamp> {
-    let since = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    Ok(Timestamp(crate::clock::millis(since)))
-}
-
-/// Reads a local file in large pieces, off the runtime's own threads.
-fn read_file(file: std::fs::File, range: Range<u64>) -> ByteStream {
-    let state = (Some(file), range.start, range.end);
-    futures_util::stream::try_unfold(state, |(file, at, end)| async move {
-        let Some(mut file) = file else { return Ok(None) };
-        if at >= end {
-            return Ok(None);
-        }
-        let read = tokio::task::spawn_blocking(move || {
-            let length = usize::try_from(end - at).unwrap_or(READ).min(READ);
-            let mut buffer = BytesMut::zeroed(length);
-            file.seek(std::io::SeekFrom::Start(at))?;
-            file.read_exact(&mut buffer)?;
-            std::io::Result::Ok((file, buffer.freeze()))
-        });
-        let (file, bytes) = read.await.map_err(std::io::Error::other)??;
-        let at = at + bytes.len() as u64;
-        Ok(Some((bytes, (Some(file), at, end))))
-    })
-    .boxed()
-}
-
 /// An object that is being written. Memory holds one part of it at most.
 pub struct BlobWriter {
-    store: Arc<dyn ObjectStore>,
-    path: Path,
+    writer: folder::Writer,
     pending: Vec<Bytes>,
     pending_bytes: usize,
-    parts: Option<Box<dyn MultipartUpload>>,
 }
 
 impl BlobWriter {
@@ -291,56 +208,19 @@ impl BlobWriter {
         self.pending_bytes += bytes.len();
         self.pending.push(bytes);
         if self.pending_bytes >= PART {
-            let payload = self.take_pending();
-            if self.parts.is_none() {
-                self.parts = Some(self.store.put_multipart(&self.path).await?);
-            }
-            if let Some(parts) = &mut self.parts {
-                parts.put_part(payload).await?;
-            }
+            self.pending_bytes = 0;
+            self.writer.write(std::mem::take(&mut self.pending)).await?;
         }
         Ok(())
     }
 
-    /// Makes the object appear, whole and synced to disk.
+    /// Makes the object whole, synced to disk.
     ///
     /// # Errors
     ///
     /// When the store fails or is full; then there is no object.
-    pub async fn finish(mut self) -> Result<(), BlobError> {
-        let payload = self.take_pending();
-        let Some(mut parts) = self.parts.take() else {
-            self.store.put(&self.path, payload).await?;
-            return Ok(());
-        };
-        let finished = async {
-            if payload.content_length() > 0 {
-                parts.put_part(payload).await?;
-            }
-            parts.complete().await
-        };
-        if let Err(error) = finished.await {
-            // Best effort: the error that matters is the first, and leftovers are swept as orphans.
-            drop(parts.abort().await);
-            return Err(error.into());
-        }
-        Ok(())
-    }
-
-    fn take_pending(&mut self) -> PutPayload {
-        self.pending_bytes = 0;
-        PutPayload::from_iter(std::mem::take(&mut self.pending))
-    }
-}
-
-impl Drop for BlobWriter {
-    fn drop(&mut self) {
-        if let (Some(mut parts), Ok(runtime)) =
-            (self.parts.take(), tokio::runtime::Handle::try_current())
-        {
-            // A client hung up in mid-upload, or sent something that was refused.
-            runtime.spawn(async move { parts.abort().await });
-        }
+    pub async fn finish(self) -> Result<(), BlobError> {
+        Ok(self.writer.finish(self.pending).await?)
     }
 }
 

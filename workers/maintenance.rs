@@ -159,9 +159,5 @@ async fn sweep_orphans(app: &App) -> Result<(), Error> {
             app.blobs.delete(&BlobKey::Stored(key)).await?;
         }
     }
-    let unfinished = app.blobs.delete_unfinished(before).await?;
-    if unfinished > 0 {
-        tracing::info!(count = unfinished, "deleted unfinished blobs");
-    }
     Ok(())
 }

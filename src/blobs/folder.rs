@@ -1,0 +1,234 @@
+//! Writing objects to a folder, and reading them from it.
+//!
+//! object_store stages every object under another name and renames it, which costs a second commit of
+//! the file system's journal, and so half the speed. Here an object is written in place: nobody reads it
+//! before a row names it, and what a crash leaves of it is an orphan like any other.
+
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::io;
+use std::io::Write as _;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+
+use bytes::Bytes;
+use bytes::BytesMut;
+use futures_util::StreamExt as _;
+
+use super::BlobError;
+use super::ByteStream;
+
+/// What is read of a file at once.
+const READ: usize = 256 * 1024;
+
+/// An object that is being written. Dropped before [`Writer::finish`] has answered, it is removed.
+#[derive(Debug)]
+pub struct Writer {
+    shared: Arc<Shared>,
+    is_done: bool,
+}
+
+/// What is shared with the thread that writes: it goes on when whoever waited for it is gone.
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// There is no file yet.
+    New,
+    Open(File),
+    Whole,
+    /// It was given up, and is to be neither written nor made.
+    Over,
+}
+
+impl Writer {
+    pub fn new(path: PathBuf) -> Self {
+        Self { shared: Arc::new(Shared { path, state: Mutex::new(State::New) }), is_done: false }
+    }
+
+    /// Writes the next bytes.
+    pub async fn write(&mut self, chunks: Vec<Bytes>) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || shared.write(&chunks)).await
+    }
+
+    /// Writes the last bytes. When this returns, the object and its name are on disk.
+    pub async fn finish(mut self, chunks: Vec<Bytes>) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || shared.finish(&chunks)).await?;
+        self.is_done = true;
+        Ok(())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if !self.is_done
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            // A client hung up in mid-upload, or sent something that was refused.
+            let shared = Arc::clone(&self.shared);
+            runtime.spawn_blocking(move || shared.give_up());
+        }
+    }
+}
+
+impl Shared {
+    fn write(&self, chunks: &[Bytes]) -> io::Result<()> {
+        let mut state = self.lock();
+        if matches!(*state, State::New) {
+            *state = State::Open(create(&self.path)?);
+        }
+        match &mut *state {
+            State::Open(file) => chunks.iter().try_for_each(|chunk| file.write_all(chunk)),
+            State::New | State::Whole | State::Over => {
+                Err(io::Error::other("the write was given up"))
+            }
+        }
+    }
+
+    fn finish(&self, chunks: &[Bytes]) -> io::Result<()> {
+        self.write(chunks)?;
+        let mut state = self.lock();
+        if let State::Open(file) = &*state {
+            file.sync_all()?;
+            sync_folder(&self.path)?;
+            *state = State::Whole;
+        }
+        Ok(())
+    }
+
+    fn give_up(&self) {
+        let mut state = self.lock();
+        if matches!(*state, State::Open(_) | State::Whole)
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            tracing::warn!(error = %error, "an unfinished blob stays; it is swept as an orphan");
+        }
+        *state = State::Over;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    let create = || OpenOptions::new().write(true).create_new(true).open(path);
+    match create() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make_folders(path.parent().unwrap_or(path))?;
+            create()
+        }
+        created => created,
+    }
+}
+
+/// Makes a folder and those above it, each on disk before something lies in it.
+fn make_folders(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = folder.parent() {
+        make_folders(parent)?;
+    }
+    match std::fs::create_dir(folder) {
+        // Another upload was faster, and may not have synced it yet.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => sync_folder(folder),
+        Err(error) => Err(error),
+        Ok(()) => sync_folder(folder),
+    }
+}
+
+/// Syncs the folder that holds `path`, and so its name.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Reads `range` of a file: the first piece at once with its opening, which is all of a small one.
+pub async fn read(path: PathBuf, range: Range<u64>) -> Result<ByteStream, BlobError> {
+    let name = path.display().to_string();
+    let (start, end) = (range.start, range.end);
+    let opened = blocking(move || {
+        let file = File::open(path)?;
+        let first = read_piece(&file, start, end)?;
+        Ok((file, first))
+    });
+    let (file, first) = opened.await.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => BlobError::Missing(name),
+        _ => BlobError::from(error),
+    })?;
+    let at = start + first.len() as u64;
+    let rest = futures_util::stream::try_unfold((file, at), move |(file, at)| async move {
+        if at >= end {
+            return Ok(None);
+        }
+        let (file, piece) = blocking(move || {
+            let piece = read_piece(&file, at, end)?;
+            Ok((file, piece))
+        })
+        .await?;
+        let at = at + piece.len() as u64;
+        Ok(Some((piece, (file, at))))
+    });
+    Ok(futures_util::stream::once(async move { Ok(first) }).chain(rest).boxed())
+}
+
+fn read_piece(file: &File, at: u64, end: u64) -> io::Result<Bytes> {
+    let length = usize::try_from(end.saturating_sub(at)).unwrap_or(READ).min(READ);
+    let mut buffer = BytesMut::zeroed(length);
+    file.read_exact_at(&mut buffer, at)?;
+    Ok(buffer.freeze())
+}
+
+async fn blocking<T: Send + 'static>(
+    run: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(run).await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_object_that_is_given_up_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/down/object");
+        let mut writer = Writer::new(path.clone());
+        writer.write(vec![Bytes::from_static(b"half")]).await.unwrap();
+        assert!(path.exists());
+        let shared = Arc::clone(&writer.shared);
+        drop(writer);
+        while Arc::strong_count(&shared) > 1 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!path.exists());
+        // A write that was still on its way to its thread makes it not anew.
+        assert!(shared.write(&[Bytes::from_static(b"late")]).is_err());
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn an_object_is_never_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("object");
+        Writer::new(path.clone()).finish(vec![Bytes::from_static(b"first")]).await.unwrap();
+        let second = Writer::new(path.clone()).finish(vec![Bytes::from_static(b"second")]).await;
+        assert_eq!(second.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(&path).unwrap(), b"first");
+    }
+}
