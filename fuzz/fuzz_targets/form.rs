@@ -12,6 +12,7 @@ use std::sync::LazyLock;
 use axum::body::Body;
 use bytes::Bytes;
 use chunks::Cut;
+use data_encoding::HEXLOWER;
 use futures_util::stream;
 use libfuzzer_sys::fuzz_target;
 use longshore::api::body::Incoming;
@@ -24,6 +25,8 @@ use longshore::config::Config;
 use longshore::config::Variables;
 use longshore::db::Db;
 use longshore::error::Error;
+use sha2::Digest as _;
+use sha2::Sha256;
 use tokio::runtime::Builder;
 use tokio::runtime::Runtime;
 
@@ -57,12 +60,37 @@ fuzz_target!(|input: &[u8]| {
     assert_eq!(told(&whole), told(&in_chunks), "the borders of chunks made a difference");
     if let Ok(form) = whole {
         assert!(form.file.bytes <= MAX_FILE_BYTES);
-        assert_eq!(form.file.sha256.len(), 64);
         assert!(form.file.blob.is_none() && !form.file.filename.is_empty());
         assert!(form.target_model_names.iter().all(|name| !name.is_empty()));
         assert!(form.metadata.len() <= 16);
     }
+    is_taken(content, &mut cut);
 });
+
+/// As the content of a file in a form that is in order, any bytes arrive as they were sent.
+fn is_taken(content: &[u8], cut: &mut Cut) {
+    const HEAD: &[u8] =
+        b"--b\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nuser_data\r\n--b\r\n\
+        Content-Disposition: form-data; name=\"file\"; filename=\"in.bin\"\r\n\r\n";
+    let is_delimited = |content: &[u8]| content.windows(5).any(|window| window == b"\r\n--b");
+    // A delimiter inside is the sender's mistake; a boundary has to be one that the content lacks.
+    if content.starts_with(b"--b") || is_delimited(content) {
+        return;
+    }
+    let body = [HEAD, content, b"\r\n--b--\r\n"].concat();
+    match read(&cut.apply(&body)) {
+        Ok(form) => {
+            assert_eq!(form.file.bytes, content.len() as u64);
+            assert_eq!(form.file.sha256, HEXLOWER.encode(&Sha256::digest(content)));
+        }
+        Err(error) => {
+            assert!(
+                content.len() as u64 > MAX_FILE_BYTES && matches!(error, Error::TooLarge(_)),
+                "a form in order was refused: {error}"
+            );
+        }
+    }
+}
 
 fn read(chunks: &[&[u8]]) -> Result<Form, Error> {
     let chunks: Vec<Result<Bytes, std::io::Error>> =
