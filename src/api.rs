@@ -3,10 +3,10 @@
 
 mod admin;
 mod auth;
-mod body;
+pub mod body;
 mod disposition;
 mod error;
-mod files;
+pub mod files;
 mod health;
 mod idempotency;
 mod jobs;

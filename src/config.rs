@@ -108,6 +108,18 @@ impl Config {
         }
     }
 
+    /// The configuration that a file gives, whose content is `text` and whose place is `path`: for who has it already.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn from_text(
+        path: &Path,
+        text: &str,
+        variables: &Variables,
+    ) -> Result<Loaded, ConfigError> {
+        from_file(path, text, variables)
+    }
+
     /// The deployments that clients mean by `name`; none for an unknown one.
     pub fn deployments_named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Model> {
         self.models.iter().filter(move |model| model.name == name)

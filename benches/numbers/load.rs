@@ -103,6 +103,10 @@ impl Times {
         Self { sorted: times, took }
     }
 
+    pub fn count(&self) -> usize {
+        self.sorted.len()
+    }
+
     pub fn per_second(&self) -> f64 {
         self.sorted.len() as f64 / self.took.as_secs_f64()
     }

@@ -28,6 +28,8 @@ use std::time::Duration;
 use std::time::Instant;
 
 use clap::Parser;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
 
 use report::Line;
 use report::Report;
@@ -204,10 +206,28 @@ fn main() -> anyhow::Result<()> {
     // Two threads for the providers and for what waits; load has threads of its own.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let report = runtime.block_on(run(&bench))?;
+    let report = runtime.block_on(async {
+        tokio::select! {
+            report = run(&bench) => report,
+            // Whatever was started ends with what is dropped here.
+            stopped = stopped() => Err(stopped.err().unwrap_or(anyhow::anyhow!("stopped"))),
+        }
+    });
     runtime.shutdown_background();
+    let report = report?;
     report.print(bench.options.json);
     anyhow::ensure!(report.failed.is_empty(), "not measured: {}", report.failed.join(", "));
+    Ok(())
+}
+
+/// Ends at SIGINT or SIGTERM.
+async fn stopped() -> anyhow::Result<()> {
+    let (mut interrupt, mut terminate) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
     Ok(())
 }
 

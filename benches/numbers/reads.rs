@@ -21,7 +21,7 @@ pub async fn files(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let installation = Installation::start(&folder, Setup::default()).await?;
     let (address, clients) = (installation.address, bench.options.clients);
     let requests = requests(bench, &installation).await?;
-    let count = bench.options.reads;
+    let (count, before) = (bench.options.reads, installation.server.processor_time()?);
     let times = load::run(
         address,
         clients,
@@ -34,12 +34,18 @@ pub async fn files(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         },
     );
     let times = times.await?;
+    let ran = installation.server.processor_time()?.saturating_sub(before);
     let what =
         format!("`GET /v1/files/{{id}}`, {clients} clients, {FILES} files with 3 mappings each");
     let line = Line::new(what)
         .at_least("", times.per_second(), Unit::PerSecond, 10_000.0)
         .figure("p50", times.percentile(0.5), Unit::Milliseconds)
-        .figure("p99", times.percentile(0.99), Unit::Milliseconds);
+        .figure("p99", times.percentile(0.99), Unit::Milliseconds)
+        .figure(
+            "the server's time on a core for each",
+            uploads::each(ran, &times),
+            Unit::Milliseconds,
+        );
     Ok(vec![line])
 }
 

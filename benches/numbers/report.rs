@@ -122,6 +122,7 @@ impl Figure {
             Unit::PerSecond => format!("{}/s", grouped(value)),
             Unit::FilesPerSecond => format!("{} files/s", grouped(value)),
             Unit::MegabytesPerSecond => format!("{} MB/s", grouped(value)),
+            Unit::Milliseconds if value < 1.0 => format!("{value:.2} ms"),
             Unit::Milliseconds => format!("{value:.1} ms"),
             Unit::Seconds => format!("{value:.1} s"),
             Unit::Megabytes => format!("{value:.0} MB"),

@@ -2,7 +2,7 @@
 
 mod content;
 mod create;
-mod form;
+pub mod form;
 mod object;
 
 use std::sync::Arc;

@@ -186,7 +186,7 @@ fn read_output(origin: Origin, fields: &str) -> Option<Option<OutputFile>> {
         (Origin::LiteLlm, None) => return Some(None),
         (Origin::Longshore, None) => return None,
     };
-    if file.is_empty() || file == "None" {
+    if file.is_empty() || (origin == Origin::LiteLlm && file == "None") {
         return Some(None);
     }
     Some(Some(OutputFile {
@@ -234,7 +234,7 @@ mod tests {
                 content_type: content_type.chars().take(30).collect(),
                 uuid: Uuid::from_u128(uuid),
                 target_model_names,
-                output: output.filter(|output| output.provider_file_id != "None"),
+                output,
             });
         let batch = (".*", ".*")
             .prop_map(|(deployment_id, batch)| ManagedId::Batch { deployment_id, batch });
@@ -309,6 +309,20 @@ mod tests {
                 ManagedId::Object { deployment_id: "dep".to_owned(), object: "ftjob-1".to_owned() }
             ))
         );
+    }
+
+    #[test]
+    fn a_provider_may_call_its_file_none() {
+        let id = ManagedId::File {
+            content_type: "application/json".to_owned(),
+            uuid: Uuid::from_u128(7),
+            target_model_names: Vec::new(),
+            output: Some(OutputFile {
+                provider_file_id: "None".to_owned(),
+                deployment_id: "dep".to_owned(),
+            }),
+        };
+        assert_eq!(ManagedId::decode(&id.encode()), Some((Origin::Longshore, id)));
     }
 
     #[test]
