@@ -175,6 +175,22 @@ pub struct Account {
 }
 
 impl Account {
+    /// Sets up the driver. Calls nobody.
+    ///
+    /// # Errors
+    ///
+    /// On settings that no call could succeed with.
+    pub fn open(settings: &config::Provider) -> Result<Self, providers::BuildError> {
+        let driver = openai::OpenAi::new(openai::Settings {
+            name: settings.name.clone(),
+            base_url: settings.base_url.to_string(),
+            // Only a provider on this machine may go without a key.
+            api_key: settings.api_key.clone().unwrap_or_else(|| SecretString::from("none")),
+            timeout: settings.timeout,
+        })?;
+        Ok(Self { driver: Arc::new(driver), settings: settings.clone() })
+    }
+
     pub fn lane(&self) -> Lane {
         Lane::of_provider(&self.settings.name)
     }
@@ -201,17 +217,7 @@ impl Providers {
     fn new(config: &Config) -> Result<Self, providers::BuildError> {
         let mut by_name = BTreeMap::new();
         for settings in &config.providers {
-            let driver = openai::OpenAi::new(openai::Settings {
-                name: settings.name.clone(),
-                base_url: settings.base_url.to_string(),
-                // Only a provider on this machine may go without a key.
-                api_key: settings.api_key.clone().unwrap_or_else(|| SecretString::from("none")),
-                timeout: settings.timeout,
-            })?;
-            by_name.insert(
-                settings.name.clone(),
-                Account { driver: Arc::new(driver), settings: settings.clone() },
-            );
+            by_name.insert(settings.name.clone(), Account::open(settings)?);
         }
         Ok(Self { by_name })
     }
