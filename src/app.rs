@@ -130,16 +130,27 @@ impl App {
         Ok(())
     }
 
-    /// The error that names a model that is not configured, and those that are.
-    pub fn unknown_model(&self, name: &str) -> Error {
+    /// The configured models, in words, as many as one reads.
+    pub fn known_models(&self) -> String {
+        const MOST: usize = 50;
+
         let mut names: Vec<_> =
             self.config.models.iter().map(|model| format!("`{}`", model.name)).collect();
         names.dedup();
-        let known = if names.is_empty() {
-            "no model is configured".to_owned()
-        } else {
-            format!("configured: {}", names.join(", "))
+        if names.is_empty() {
+            return "no model is configured (`[[models]]`)".to_owned();
+        }
+        let more = match names.len().saturating_sub(MOST) {
+            0 => String::new(),
+            more => format!(", and {more} more (`GET /v1/models`)"),
         };
+        names.truncate(MOST);
+        format!("configured: {}{more}", names.join(", "))
+    }
+
+    /// The error that names a model that is not configured, and those that are.
+    pub fn unknown_model(&self, name: &str) -> Error {
+        let known = self.known_models();
         let name: String = name.chars().take(200).collect();
         Error::Invalid {
             param: Some("target_model_names"),
