@@ -3,6 +3,7 @@
 mod client;
 mod config;
 mod demo;
+mod doctor;
 mod files;
 mod id;
 mod jobs;
@@ -67,6 +68,8 @@ enum Command {
         #[command(subcommand)]
         what: config::ConfigCommand,
     },
+    /// Checks the database, the queue, the blob store and each provider's key, and says what to do.
+    Doctor(doctor::Doctor),
     /// Makes, lists and revokes the keys of clients.
     Keys {
         #[command(subcommand)]
@@ -153,6 +156,7 @@ impl Cli {
             Command::Demo(demo) => demo.run(&start).await,
             Command::Sandbox(sandbox) => sandbox.run(&start).await,
             Command::Config { what } => what.run(&start),
+            Command::Doctor(doctor) => doctor.run(&start).await,
             Command::Keys { what } => what.run(&start).await,
             Command::Files { server, what } => Ok(what.run(&server.client()?, server.json).await?),
             Command::Jobs { server, what } => Ok(what.run(&server.client()?, server.json).await?),

@@ -6,6 +6,7 @@
 //! intake writes on its own connections and only the workers' writes are grouped.
 
 mod group;
+mod inspect;
 
 use std::panic::AssertUnwindSafe;
 use std::str::FromStr;
@@ -33,6 +34,8 @@ use sqlx::sqlite::SqlitePoolOptions;
 use sqlx::sqlite::SqliteSynchronous;
 
 use group::Group;
+pub use inspect::Facts;
+pub use inspect::sqlite_file;
 
 /// How long a request waits for a free connection before it is told that the database is unreachable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -134,9 +137,16 @@ impl Db {
         let pool = PgPoolOptions::new()
             .max_connections(POSTGRES_CONNECTIONS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
-            .connect_with(options)
-            .await
-            .map_err(connection_error)?;
+            .connect_with(options.clone())
+            .await;
+        let pool = match pool {
+            Ok(pool) => pool,
+            // The pool goes on trying, for a server that is starting, and in the end says only that time is up.
+            Err(sqlx::Error::PoolTimedOut) => {
+                return Err(connection_error(inspect::refusal(&options).await));
+            }
+            Err(error) => return Err(connection_error(error)),
+        };
         let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
         Ok(Self {
             read: pool.clone(),
@@ -225,7 +235,7 @@ impl Db {
         }
     }
 
-    /// The migrations that the schema still lacks, by name.
+    /// The migrations that the schema still lacks, by name. Changes nothing.
     ///
     /// # Errors
     ///
@@ -235,7 +245,7 @@ impl Db {
             Writer::Sqlite(group) => group.connection(),
             Writer::Postgres { pool, .. } => pool,
         };
-        let pending = Migrator::get_pending_migrations(connection).await?;
+        let pending = Migrator::get_pending_migrations_read_only(connection).await?;
         Ok(pending.iter().map(|migration| migration.name().to_owned()).collect())
     }
 
