@@ -1,6 +1,7 @@
 //! The command line: what there is to say, and who does it.
 
 mod client;
+mod completions;
 mod config;
 mod demo;
 mod doctor;
@@ -9,6 +10,7 @@ mod id;
 mod jobs;
 mod keys;
 mod list;
+mod models;
 mod output;
 mod progress;
 mod sandbox;
@@ -89,6 +91,13 @@ enum Command {
         #[command(subcommand)]
         what: jobs::JobsCommand,
     },
+    /// Lists the models that a running server sends files to.
+    Models {
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Prints a script with which a shell completes commands and options.
+    Completions(completions::Completions),
 }
 
 /// The server that a client command talks to.
@@ -160,6 +169,11 @@ impl Cli {
             Command::Keys { what } => what.run(&start).await,
             Command::Files { server, what } => Ok(what.run(&server.client()?, server.json).await?),
             Command::Jobs { server, what } => Ok(what.run(&server.client()?, server.json).await?),
+            Command::Models { server } => Ok(models::run(&server.client()?, server.json).await?),
+            Command::Completions(completions) => {
+                completions.run()?;
+                Ok(ExitCode::SUCCESS)
+            }
         }
     }
 }
