@@ -24,4 +24,5 @@ mod shutdowns;
 mod storm;
 mod support;
 mod takeovers;
+mod terminal;
 mod uploads;
