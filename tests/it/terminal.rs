@@ -231,6 +231,18 @@ async fn ctrl_c_in_an_upload_says_what_became_of_the_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_a_terminal_an_upload_tells_in_lines_how_far_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::File::create(folder.path().join("large")).unwrap().set_len(256 << 20).unwrap();
+    let (url, mut sees) = silent(false).await;
+    let mut command = start(&url, folder.path(), &put("large", &["--purpose", "user_data"]));
+    sees.recv().await.unwrap();
+    let line = tokio::task::block_in_place(|| command.logged("large: "));
+    assert!(line.contains(" of 256 MiB, ") && line.contains("B/s"), "{line}");
+    assert!(!command.log().contains(['\u{1b}', '\r']));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn ctrl_c_in_a_wait_leaves_the_file_on_its_way_and_says_how_to_go_on() {
     let env = Env::with(Options { command: "serve", ..Options::default() }).await;
     let folder = env.folder();
@@ -319,7 +331,7 @@ fn a_shell_completes_commands_options_and_values() {
         .unwrap();
     let output = String::from_utf8_lossy(&bash.stdout);
     assert!(bash.status.success(), "{}", String::from_utf8_lossy(&bash.stderr));
-    assert!(output.contains("complete -F _longshore"), "{output}");
+    assert!(output.contains("-F _longshore longshore"), "{output}");
     assert!(output.contains("completed: fine-tune"), "{output}");
 }
 

@@ -91,37 +91,8 @@ pub async fn run(client: &Client, output: &mut Output, args: PutArgs) -> anyhow:
     }
 
     let mut interrupt = Interrupt::listen();
-    let mut stored = Vec::new();
-    let mut interrupted = None;
-    for (place, source) in sources.iter().enumerate() {
-        let upload = Upload {
-            source,
-            title: match sources.len() {
-                1 => source.name.clone(),
-                count => format!("{} of {count}: {}", place + 1, source.name),
-            },
-            // One key over all tries: what an earlier try stored is found again and not stored twice.
-            key: args.idempotency_key.clone().unwrap_or_else(|| Uuid::new_v4().to_string()),
-            was_sent_before: Cell::new(false),
-            sending: RefCell::new(None),
-        };
-        let result = tokio::select! {
-            result = put(client, output, &upload, &args, metadata.as_deref()) => result,
-            () = interrupt.happened() => {
-                interrupted = Some(upload.interrupted(sources.len() - place - 1));
-                break;
-            }
-        };
-        match result {
-            Ok(file) => stored.push(file),
-            Err(error) if sources.len() == 1 => return Err(error),
-            // The id was lost with its reader. What is left is uploaded all the same.
-            Err(error) if error.is::<Closed>() => {}
-            Err(error) => {
-                output.progress.note(&format!("error: `{}`: {error:#}", source.path.display()))
-            }
-        }
-    }
+    let (mut stored, mut interrupted) =
+        upload_all(client, output, &sources, &args, metadata.as_deref(), &mut interrupt).await?;
     let mut is_good = stored.len() == sources.len();
     if let (Some(timeout), None) = (args.wait, &interrupted) {
         match wait_for_all(client, output, &mut stored, timeout, &mut interrupt).await {
@@ -141,6 +112,47 @@ pub async fn run(client: &Client, output: &mut Output, args: PutArgs) -> anyhow:
         return Err(interrupted.into());
     }
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Sends the files one after another, and gives what was stored, and the interruption that ended it early.
+async fn upload_all(
+    client: &Client,
+    output: &mut Output,
+    sources: &[Source],
+    args: &PutArgs,
+    metadata: Option<&str>,
+    interrupt: &mut Interrupt,
+) -> anyhow::Result<(Vec<Answer<FileObject>>, Option<Interrupted>)> {
+    let mut stored = Vec::new();
+    for (place, source) in sources.iter().enumerate() {
+        let upload = Upload {
+            source,
+            title: match sources.len() {
+                1 => source.name.clone(),
+                count => format!("{} of {count}: {}", place + 1, source.name),
+            },
+            // One key over all tries: what an earlier try stored is found again and not stored twice.
+            key: args.idempotency_key.clone().unwrap_or_else(|| Uuid::new_v4().to_string()),
+            was_sent_before: Cell::new(false),
+            sending: RefCell::new(None),
+        };
+        let result = tokio::select! {
+            result = put(client, output, &upload, args, metadata) => result,
+            () = interrupt.happened() => {
+                return Ok((stored, Some(upload.interrupted(sources.len() - place - 1))));
+            }
+        };
+        match result {
+            Ok(file) => stored.push(file),
+            Err(error) if sources.len() == 1 => return Err(error),
+            // The id was lost with its reader. What is left is uploaded all the same.
+            Err(error) if error.is::<Closed>() => {}
+            Err(error) => {
+                output.progress.note(&format!("error: `{}`: {error:#}", source.path.display()))
+            }
+        }
+    }
+    Ok((stored, None))
 }
 
 /// One file on its way.
