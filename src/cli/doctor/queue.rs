@@ -189,12 +189,16 @@ fn paused(name: &str, lane: &LaneRow) -> Option<Finding> {
         Ok(PauseReason::CredentialRejected) => Finding::failed(
             message,
             format!(
-                "correct `api_key` of the provider `{name}` and restart; after 24 hours its jobs fail"
+                "correct `api_key` of the provider `{name}` and restart, or, where it takes the key again, `POST \
+                 /v1/admin/providers/{name}/resume`; after 24 hours its jobs fail"
             ),
         ),
         Ok(PauseReason::OutOfMoney) => Finding::failed(
             message,
-            "add credit to the account at the provider, or raise its limit; one job tries again each hour",
+            format!(
+                "add credit to the account at the provider, or raise its limit; one job tries again each hour, or at \
+                 once after `POST /v1/admin/providers/{name}/resume`"
+            ),
         ),
         Ok(PauseReason::Paused) => Finding::warning(
             message,
