@@ -56,7 +56,8 @@ impl Doctor {
         let loaded = start.load()?;
         let mut output = Output::standard(self.json);
         let busy = output.progress.state("checking");
-        let report = self.examine(&loaded).await;
+        // All checks at once are a large future.
+        let report = Box::pin(self.examine(&loaded)).await;
         busy.finish_and_clear();
         let printed = report.print(&mut output).map(|()| report.exit_code());
         Ok(unless_closed(printed)?)
