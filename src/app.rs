@@ -130,16 +130,27 @@ impl App {
         Ok(())
     }
 
-    /// The error that names a model that is not configured, and those that are.
-    pub fn unknown_model(&self, name: &str) -> Error {
+    /// The configured models, in words, as many as one reads.
+    pub fn known_models(&self) -> String {
+        const MOST: usize = 50;
+
         let mut names: Vec<_> =
             self.config.models.iter().map(|model| format!("`{}`", model.name)).collect();
         names.dedup();
-        let known = if names.is_empty() {
-            "no model is configured".to_owned()
-        } else {
-            format!("configured: {}", names.join(", "))
+        if names.is_empty() {
+            return "no model is configured (`[[models]]`)".to_owned();
+        }
+        let more = match names.len().saturating_sub(MOST) {
+            0 => String::new(),
+            more => format!(", and {more} more (`GET /v1/models`)"),
         };
+        names.truncate(MOST);
+        format!("configured: {}{more}", names.join(", "))
+    }
+
+    /// The error that names a model that is not configured, and those that are.
+    pub fn unknown_model(&self, name: &str) -> Error {
+        let known = self.known_models();
         let name: String = name.chars().take(200).collect();
         Error::Invalid {
             param: Some("target_model_names"),
@@ -175,6 +186,22 @@ pub struct Account {
 }
 
 impl Account {
+    /// Sets up the driver. Calls nobody.
+    ///
+    /// # Errors
+    ///
+    /// On settings that no call could succeed with.
+    pub fn open(settings: &config::Provider) -> Result<Self, providers::BuildError> {
+        let driver = openai::OpenAi::new(openai::Settings {
+            name: settings.name.clone(),
+            base_url: settings.base_url.to_string(),
+            // Only a provider on this machine may go without a key.
+            api_key: settings.api_key.clone().unwrap_or_else(|| SecretString::from("none")),
+            timeout: settings.timeout,
+        })?;
+        Ok(Self { driver: Arc::new(driver), settings: settings.clone() })
+    }
+
     pub fn lane(&self) -> Lane {
         Lane::of_provider(&self.settings.name)
     }
@@ -201,17 +228,7 @@ impl Providers {
     fn new(config: &Config) -> Result<Self, providers::BuildError> {
         let mut by_name = BTreeMap::new();
         for settings in &config.providers {
-            let driver = openai::OpenAi::new(openai::Settings {
-                name: settings.name.clone(),
-                base_url: settings.base_url.to_string(),
-                // Only a provider on this machine may go without a key.
-                api_key: settings.api_key.clone().unwrap_or_else(|| SecretString::from("none")),
-                timeout: settings.timeout,
-            })?;
-            by_name.insert(
-                settings.name.clone(),
-                Account { driver: Arc::new(driver), settings: settings.clone() },
-            );
+            by_name.insert(settings.name.clone(), Account::open(settings)?);
         }
         Ok(Self { by_name })
     }

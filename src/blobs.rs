@@ -34,6 +34,8 @@ pub enum BlobKey {
     Installation,
     /// Written now and then, to read the store's clock.
     Clock,
+    /// Written, read and deleted to see that the store works.
+    Probe(Uuid),
     /// A key as it was stored with the file.
     Stored(String),
 }
@@ -47,6 +49,7 @@ impl BlobKey {
             }
             Self::Installation => "installation".to_owned(),
             Self::Clock => "clock".to_owned(),
+            Self::Probe(id) => format!("probe-{}", id.simple()),
             Self::Stored(path) => path.clone(),
         }
     }

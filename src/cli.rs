@@ -1,13 +1,17 @@
 //! The command line: what there is to say, and who does it.
 
 mod client;
+mod completions;
 mod config;
 mod demo;
+mod doctor;
 mod files;
 mod id;
+mod interrupt;
 mod jobs;
 mod keys;
 mod list;
+mod models;
 mod output;
 mod progress;
 mod sandbox;
@@ -26,20 +30,41 @@ use secrecy::ExposeSecret as _;
 use secrecy::SecretString;
 
 use self::client::Client;
+use self::interrupt::Interrupted;
 use crate::config::Config;
 use crate::config::Loaded;
 use crate::telemetry;
 use crate::telemetry::LogFormat;
 
+const GLOBAL: &str = "Global options";
+const CONNECTION: &str = "Connection";
+const AFTER_HELP: &str = "\
+First steps:
+  longshore demo                             see it work; needs no key and no network
+  longshore config example > longshore.toml  write a configuration
+  longshore doctor                           see whether all is well with it
+  longshore                                  start; prints an admin key at the first start, once
+  longshore files put FILE --purpose user_data --model NAME --wait
+
+Exit codes: 0 done, 1 it failed, 2 wrong usage or configuration, 130 interrupted.";
+
 /// Carries files, batches and fine-tuning jobs to every LLM provider, once.
 #[derive(Debug, Parser)]
-#[command(name = "longshore", version, about, max_term_width = 100)]
+#[command(name = "longshore", version, about, after_help = AFTER_HELP, max_term_width = 100)]
 pub struct Cli {
-    /// The configuration; without it `longshore.toml` in the working directory, or the defaults.
-    #[arg(long, global = true, value_name = "FILE")]
+    /// The server's configuration; without it `longshore.toml` in the working directory, or the defaults
+    #[arg(long, global = true, value_name = "FILE", help_heading = GLOBAL)]
     config: Option<PathBuf>,
-    /// What log lines look like.
-    #[arg(long, global = true, value_enum, default_value = "pretty", env = "LONGSHORE_LOG_FORMAT")]
+    /// What log lines look like
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value = "pretty",
+        env = "LONGSHORE_LOG_FORMAT",
+        value_name = "FORMAT",
+        help_heading = GLOBAL
+    )]
     log_format: LogFormat,
     #[command(subcommand)]
     command: Option<Command>,
@@ -47,57 +72,79 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs the intake API and the workers in one process. This is what happens without a command.
+    /// Run the API and the workers in one process; this is what happens without a command
     Up,
-    /// Runs the intake API only.
+    /// Run the API only
     Serve,
-    /// Runs the workers only.
+    /// Run the workers only
     Work,
-    /// Brings the database's schema up to date, or shows what it lacks.
+    /// Bring the database's schema up to date, or show what it lacks
     Migrate {
         #[command(subcommand)]
         what: Option<serve::Migrate>,
     },
-    /// Shows the whole thing on a real file, against built-in providers, in a temporary folder.
+    /// Show the whole thing on a real file, against built-in providers, in a temporary folder
     Demo(demo::Demo),
-    /// Runs the built-in providers alone.
+    /// Run the built-in providers alone, to try things out against them
     Sandbox(sandbox::Sandbox),
-    /// Checks the configuration, or prints an example of one.
+    /// Check the configuration, or print an example of one
     Config {
         #[command(subcommand)]
         what: config::ConfigCommand,
     },
-    /// Makes, lists and revokes the keys of clients.
+    /// Check the database, the queue, the blob store and each provider's key, and say what to do
+    Doctor(doctor::Doctor),
+    /// Make, list and revoke the keys of clients
     Keys {
         #[command(subcommand)]
         what: keys::KeysCommand,
     },
-    /// Uploads files to a running server, and shows, awaits and downloads them.
+    /// Upload files to a running server; show, await and download them
     Files {
         #[command(flatten)]
         server: Server,
         #[command(subcommand)]
         what: files::FilesCommand,
     },
-    /// Shows, retries and cancels the jobs of a running server.
+    /// Show, retry and cancel the jobs of a running server
     Jobs {
         #[command(flatten)]
         server: Server,
         #[command(subcommand)]
         what: jobs::JobsCommand,
     },
+    /// List the models that a running server sends files to
+    Models {
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Print a script with which a shell completes commands and options
+    Completions(completions::Completions),
 }
 
 /// The server that a client command talks to.
 #[derive(Debug, Args)]
 struct Server {
-    /// Where it is.
-    #[arg(long, env = "LONGSHORE_URL", default_value = "http://127.0.0.1:4700")]
+    /// Where the server is
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_URL",
+        default_value = "http://127.0.0.1:4700",
+        help_heading = CONNECTION
+    )]
     url: String,
-    /// The key it knows us by.
-    #[arg(long, env = "LONGSHORE_API_KEY", hide_env_values = true)]
+    /// A key of the server, as it printed one at its first start or `longshore keys create` makes them
+    #[arg(
+        long,
+        global = true,
+        env = "LONGSHORE_API_KEY",
+        hide_env_values = true,
+        value_name = "KEY",
+        help_heading = CONNECTION
+    )]
     api_key: Option<SecretString>,
-    /// Prints the answers of the server as JSON, for scripts.
+    /// Print the answers of the server as JSON, for scripts
     #[arg(long, global = true)]
     json: bool,
 }
@@ -153,9 +200,15 @@ impl Cli {
             Command::Demo(demo) => demo.run(&start).await,
             Command::Sandbox(sandbox) => sandbox.run(&start).await,
             Command::Config { what } => what.run(&start),
+            Command::Doctor(doctor) => doctor.run(&start).await,
             Command::Keys { what } => what.run(&start).await,
             Command::Files { server, what } => Ok(what.run(&server.client()?, server.json).await?),
             Command::Jobs { server, what } => Ok(what.run(&server.client()?, server.json).await?),
+            Command::Models { server } => Ok(models::run(&server.client()?, server.json).await?),
+            Command::Completions(completions) => {
+                completions.run()?;
+                Ok(ExitCode::SUCCESS)
+            }
         }
     }
 }
@@ -165,6 +218,10 @@ fn fail(failed: &Failed) -> ExitCode {
         Failed::Misconfigured(message) => {
             eprintln!("error: {message}");
             ExitCode::from(2)
+        }
+        Failed::Otherwise(error) if error.is::<Interrupted>() => {
+            eprintln!("{error}");
+            ExitCode::from(Interrupted::EXIT_CODE)
         }
         Failed::Otherwise(error) => {
             eprintln!("error: {error:#}");

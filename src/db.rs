@@ -1,11 +1,13 @@
 //! The connection to SQLite or PostgreSQL, and the one way to write to it.
 //!
-//! Reads go to [`Db::read`], or to [`Db::scan`] where they read many rows. Writes are closures over a transaction, handed to [`Db::intake`] (what
-//! a client waits for) or [`Db::work`] (what workers report). On SQLite, which has one writer, both
-//! end in one group that commits many of them together, the intake's first; on PostgreSQL the
-//! intake writes on its own connections and only the workers' writes are grouped.
+//! Reads go to [`Db::read`], or to [`Db::scan`] where they read many rows. Writes are closures over a
+//! transaction, handed to [`Db::intake`] (what a client waits for) or [`Db::work`] (what workers
+//! report). On SQLite, which has one writer, both end in one group that commits many of them together,
+//! the intake's first; on PostgreSQL the intake writes on its own connections and only the workers'
+//! writes are grouped.
 
 mod group;
+mod inspect;
 mod read;
 mod sqlite;
 mod transaction;
@@ -35,6 +37,8 @@ use sqlx::postgres::PgPoolOptions;
 use group::Group;
 use transaction::Connection;
 
+pub use inspect::Facts;
+pub use inspect::sqlite_file;
 pub use read::Reader;
 pub use transaction::Transaction;
 
@@ -87,7 +91,11 @@ impl Db {
     }
 
     fn connect_sqlite(url: &str) -> Result<Self, DbErr> {
-        let path = sqlite_path(url)?;
+        let path = sqlite_file(url).ok_or_else(|| {
+            DbErr::Conn(sea_orm::RuntimeErr::Internal(
+                "the URL names no file; write it like \"sqlite://data/longshore.db\"".to_owned(),
+            ))
+        })?;
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(|error| {
                 DbErr::Custom(format!(
@@ -116,9 +124,16 @@ impl Db {
         let pool = PgPoolOptions::new()
             .max_connections(POSTGRES_CONNECTIONS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
-            .connect_with(options)
-            .await
-            .map_err(connection_error)?;
+            .connect_with(options.clone())
+            .await;
+        let pool = match pool {
+            Ok(pool) => pool,
+            // The pool goes on trying, for a server that is starting, and in the end says only that time is up.
+            Err(sqlx::Error::PoolTimedOut) => {
+                return Err(connection_error(inspect::refusal(&options).await));
+            }
+            Err(error) => return Err(connection_error(error)),
+        };
         let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
         let work = Group::spawn(Connection::Postgres(pool.clone())).map_err(no_writer)?;
         Ok(Self {
@@ -208,14 +223,25 @@ impl Db {
         }
     }
 
-    /// The migrations that the schema still lacks, by name.
+    /// The migrations that the schema still lacks, by name. Changes nothing.
     ///
     /// # Errors
     ///
     /// When the database cannot be asked.
     pub async fn pending_migrations(&self) -> Result<Vec<String>, DbErr> {
+        if !self.is_postgres() {
+            let table = "SELECT 1 FROM sqlite_master WHERE name = 'seaql_migrations'";
+            if self.read.query_one_raw(statement(&self.read, table, [])).await?.is_none() {
+                let all = Migrator::migrations();
+                return Ok(all.iter().map(|migration| migration.name().to_owned()).collect());
+            }
+        }
         let connection = self.for_migrations().await?;
-        let pending = Migrator::get_pending_migrations(&connection).await?;
+        let pending = if self.is_postgres() {
+            Migrator::get_pending_migrations_read_only(&connection).await?
+        } else {
+            Migrator::get_pending_migrations(&connection).await?
+        };
         Ok(pending.iter().map(|migration| migration.name().to_owned()).collect())
     }
 
@@ -328,19 +354,6 @@ fn sql_state(error: &DbErr) -> Option<String> {
         return None;
     };
     error.as_database_error()?.code().map(|code| code.into_owned())
-}
-
-/// The file that `sqlite://path` or `sqlite:path` names.
-fn sqlite_path(url: &str) -> Result<PathBuf, DbErr> {
-    let path = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")).unwrap_or(url);
-    let (path, _options) = path.split_once('?').unwrap_or((path, ""));
-    let path = percent_encoding::percent_decode_str(path).decode_utf8();
-    let path = path.ok().filter(|path| !path.is_empty() && *path != ":memory:");
-    path.map(|path| PathBuf::from(&*path)).ok_or_else(|| {
-        DbErr::Conn(sea_orm::RuntimeErr::Internal(
-            "the URL names no file; write it like \"sqlite://data/longshore.db\"".to_owned(),
-        ))
-    })
 }
 
 fn no_writer(error: std::io::Error) -> DbErr {

@@ -49,7 +49,7 @@ pub enum Error {
         source: anyhow::Error,
     },
     /// Not the client's fault. The source is logged, never sent.
-    #[error("internal error")]
+    #[error("internal error; the server's log says more under the `x-request-id` of this answer")]
     Internal(#[source] anyhow::Error),
 }
 
@@ -69,10 +69,16 @@ impl Error {
     /// A thing that does not exist. `param` is the name of the parameter that named it.
     pub fn no_such(thing: &str, param: &'static str, id: &str) -> Self {
         let id: String = id.chars().take(200).collect();
+        // As OpenAI names its files; ours are longer.
+        let hint = if thing == "file" && id.starts_with("file-") {
+            "; this looks like a provider's id: use the one that the upload here has answered"
+        } else {
+            ""
+        };
         Self::NotFound {
             param: Some(param),
             code: "not_found",
-            message: format!("no such {thing}: `{id}`"),
+            message: format!("no such {thing}: `{id}`{hint}"),
         }
     }
 

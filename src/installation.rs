@@ -10,6 +10,7 @@ use sea_orm::DbErr;
 use sea_orm::FromQueryResult;
 use sea_orm::Value;
 
+use crate::blobs::BlobError;
 use crate::blobs::BlobKey;
 use crate::blobs::Blobs;
 use crate::clock::Timestamp;
@@ -38,25 +39,11 @@ struct Row {
 ///
 /// When the database or the blob store cannot be reached.
 pub async fn ensure(db: &Db, blobs: &Blobs, now: Timestamp) -> Result<Installation, Error> {
-    let minted = mappings::random(INSTALLATION_LENGTH);
-    let id = db
-        .intake(move |tx| {
-            let minted = minted.clone();
-            Box::pin(async move {
-                let sql = "INSERT INTO installation (one, id, created_at) VALUES (1, $1, $2) ON CONFLICT DO NOTHING";
-                let values: [Value; 2] = [minted.into(), now.0.into()];
-                tx.execute_raw(statement(tx, sql, values)).await?;
-                let row = Row::find_by_statement(statement(tx, "SELECT id FROM installation", [])).one(tx).await?;
-                row.map(|row| row.id).ok_or_else(|| DbErr::RecordNotFound("the installation".to_owned()))
-            })
-        })
-        .await?;
-    let in_store = match blobs.read_small(&BlobKey::Installation).await? {
-        Some(bytes) => String::from_utf8_lossy(&bytes).trim().to_owned(),
+    let id = ensure_in_database(db, now).await?;
+    let in_store = match in_store(blobs).await? {
+        Some(in_store) => in_store,
         None => {
-            let mut writer = blobs.writer(&BlobKey::Installation);
-            writer.write(id.clone().into()).await?;
-            writer.finish().await?;
+            write(blobs, &id).await?;
             id.clone()
         }
     };
@@ -66,8 +53,64 @@ pub async fn ensure(db: &Db, blobs: &Blobs, now: Timestamp) -> Result<Installati
             database = %id,
             blob_store = %in_store,
             "the database and the blob store belong to different installations, as after a restore or a clone; \
-             nothing is deleted at providers until they agree"
+             nothing is deleted at providers until they agree; `longshore doctor` says what to do"
         );
     }
     Ok(Installation { id: id.into(), is_trusted })
+}
+
+/// The id in the database; none where there was no start yet.
+///
+/// # Errors
+///
+/// When the database cannot be asked, or has no such table.
+pub async fn in_database(db: &impl ConnectionTrait) -> Result<Option<String>, DbErr> {
+    let row =
+        Row::find_by_statement(statement(db, "SELECT id FROM installation", [])).one(db).await?;
+    Ok(row.map(|row| row.id))
+}
+
+/// The id in the blob store; none where there was no start yet.
+///
+/// # Errors
+///
+/// When the store fails.
+pub async fn in_store(blobs: &Blobs) -> Result<Option<String>, BlobError> {
+    let bytes = blobs.read_small(&BlobKey::Installation).await?;
+    Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()))
+}
+
+/// Makes the two agree, by hand: the blob store takes the database's id, since what lies at the
+/// providers is marked with that. Answers the id. Who runs already learns of it at the next start.
+///
+/// # Errors
+///
+/// When the database or the blob store cannot be reached.
+pub async fn adopt(db: &Db, blobs: &Blobs, now: Timestamp) -> Result<String, Error> {
+    let id = ensure_in_database(db, now).await?;
+    write(blobs, &id).await?;
+    Ok(id)
+}
+
+async fn write(blobs: &Blobs, id: &str) -> Result<(), BlobError> {
+    let mut writer = blobs.writer(&BlobKey::Installation);
+    writer.write(id.to_owned().into()).await?;
+    writer.finish().await
+}
+
+async fn ensure_in_database(db: &Db, now: Timestamp) -> Result<String, Error> {
+    let minted = mappings::random(INSTALLATION_LENGTH);
+    let id: Result<String, DbErr> = db
+        .intake(move |tx| {
+            let minted = minted.clone();
+            Box::pin(async move {
+                let sql = "INSERT INTO installation (one, id, created_at) VALUES (1, $1, $2) ON CONFLICT DO NOTHING";
+                let values: [Value; 2] = [minted.into(), now.0.into()];
+                tx.execute_raw(statement(tx, sql, values)).await?;
+                let id = in_database(tx).await?;
+                id.ok_or_else(|| DbErr::RecordNotFound("the installation".to_owned()))
+            })
+        })
+        .await;
+    Ok(id?)
 }

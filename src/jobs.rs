@@ -2,6 +2,7 @@
 
 pub mod claims;
 pub mod control;
+pub mod inspect;
 pub mod lanes;
 pub mod leases;
 pub mod retry;

@@ -60,6 +60,10 @@ pub trait Provider: Send + Sync {
     /// Succeeds when the file is already gone, so that a repeated delete is harmless.
     async fn delete_file(&self, id: &ProviderFileId) -> Result<(), ProviderError>;
 
+    /// Asks for something small that every account has: the provider answers, takes the key, and has
+    /// what the other calls need. Changes nothing there.
+    async fn check(&self) -> Result<Contact, ProviderError>;
+
     /// What this kind of provider can do.
     fn capabilities(&self) -> &'static Capabilities;
 }
@@ -99,6 +103,14 @@ pub struct Page {
     pub files: Vec<RemoteFile>,
     /// Where the next page begins; none on the last.
     pub next: Option<ProviderFileId>,
+}
+
+/// An answer to [`Provider::check`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contact {
+    /// By how many seconds this machine's clock is ahead of the provider's, negative where it is behind;
+    /// none where the provider told no time.
+    pub clock_ahead: Option<i64>,
 }
 
 /// The first byte, and the last one (inclusive) unless all that follows is meant.

@@ -68,7 +68,8 @@ async fn verify(attempt: &Attempt, payload: &VerifyUpload) -> Conclusion {
     if !app.installation.is_trusted {
         let failure = Failure::transient(
             "installation_mismatch",
-            "nothing is deleted at providers while the database and the blob store belong to different installations",
+            "nothing is deleted at providers while the database and the blob store belong to different installations; \
+             `longshore doctor` says what to do",
         );
         return Conclusion::Again { after: UNTRUSTED_PAUSE, failure: Some(failure) };
     }

@@ -42,7 +42,10 @@ where
         if caller.is_admin {
             Ok(Self)
         } else {
-            Err(Error::Forbidden("this path needs an admin key".to_owned()))
+            Err(Error::Forbidden(
+                "this path needs an admin key; `longshore keys create --owner NAME --admin` makes one"
+                    .to_owned(),
+            ))
         }
     }
 }

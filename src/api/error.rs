@@ -129,10 +129,19 @@ impl IntoResponse for Error {
 
 /// Answers of the router itself, in the same form.
 pub async fn no_such_path(uri: axum::http::Uri) -> Error {
+    let path = uri.path();
+    // What a base URL without `/v1`, or with it twice, makes of every path.
+    let hint = if path.starts_with("/v1/v1/") {
+        "; `/v1` is in it twice: is it in the base URL and in the path?"
+    } else if path.starts_with("/v1/") || path == "/" {
+        ""
+    } else {
+        "; the API is below `/v1`, so a client's base URL ends with that"
+    };
     Error::NotFound {
         param: None,
         code: "unknown_url",
-        message: format!("no such path: `{}`", uri.path()),
+        message: format!("no such path: `{path}`{hint}"),
     }
 }
 

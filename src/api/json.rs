@@ -20,7 +20,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for OptionalJson<T> {
         let is_json = content_type
             .is_none_or(|text| text.to_ascii_lowercase().starts_with("application/json"));
         let body = Bytes::from_request(request, state).await.map_err(|_| {
-            Error::TooLarge("the JSON body is longer than 2 MB or broke off".to_owned())
+            Error::TooLarge(
+                "the JSON body is longer than 2 MB, or it broke off; send it whole, and shorter"
+                    .to_owned(),
+            )
         })?;
         if body.iter().all(u8::is_ascii_whitespace) {
             return Ok(Self(None));

@@ -16,7 +16,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Path {
         let no_such = || Error::NotFound {
             param: None,
             code: "not_found",
-            message: "no such thing: the path holds what is no text".to_owned(),
+            message: "no such thing: the path is not valid UTF-8".to_owned(),
         };
         let path = axum::extract::Path::<String>::from_request_parts(parts, state).await;
         let path = path.map_err(|_| no_such())?.0;

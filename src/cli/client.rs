@@ -230,8 +230,9 @@ fn base_url(given: &str) -> anyhow::Result<Url> {
     let given = given.trim();
     let text = if given.is_empty() { DEFAULT_URL } else { given };
     // The value is not repeated where it cannot be read: it may hold a password.
-    let mut url = Url::parse(text)
-        .context("LONGSHORE_URL is not a URL: it should look like `http://host:4700`")?;
+    let Ok(mut url) = Url::parse(text) else {
+        bail!("LONGSHORE_URL (or `--url`) is not a URL: it should look like `http://host:4700`");
+    };
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
         bail!("LONGSHORE_URL should look like `http://host:4700` or `https://host`");
     }

@@ -11,9 +11,9 @@ use crate::config::Source;
 
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Says whether the configuration is in order, and what it comes to. Connects to nothing.
+    /// Say whether the configuration is in order, and what it comes to; connects to nothing
     Check,
-    /// Prints a commented example with every setting and its default.
+    /// Print a commented example with every setting and its default
     Example,
 }
 

@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
 pub struct Demo {
-    /// Ends when the file has arrived, instead of running on for `curl`.
+    /// End when the file has arrived, instead of running on for `curl`
     #[arg(long)]
     once: bool,
 }
@@ -93,11 +93,16 @@ impl Demo {
             Err(_) => false,
         };
         if let (Ok(file), false) = (&shown, self.once) {
-            println!("\nIt runs on until Ctrl-C. Try:\n");
+            println!("\nIt runs on until Ctrl-C. In another terminal, try:\n");
+            println!("  export LONGSHORE_URL=http://{listen} LONGSHORE_API_KEY={KEY}");
+            println!("  longshore files ls");
+            println!("  longshore files put FILE --purpose user_data --model swift,stormy --wait");
+            println!("  longshore jobs ls\n");
+            println!("or the API, as any client of OpenAI's does:\n");
             println!("  curl -s -H 'Authorization: Bearer {KEY}' {base}/files/{}", file.id);
             println!("  curl -s -H 'Authorization: Bearer {KEY}' '{base}/jobs?limit=3'");
             println!(
-                "  curl -s -H 'Authorization: Bearer {KEY}' -F purpose=user_data -F target_model_names=swift,stormy -F file=@README.md {base}/files"
+                "  curl -s -H 'Authorization: Bearer {KEY}' -F purpose=user_data -F target_model_names=swift,stormy -F file=@FILE {base}/files"
             );
         } else {
             shutdown.cancel();

@@ -12,10 +12,11 @@ use std::{
     time::Duration,
 };
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-pub use object::{FileObject, LastError, Mapping};
+pub use object::{FileObject, LastError, Mapping, waiting};
 pub use put::PutArgs;
 
 use super::{
@@ -24,6 +25,7 @@ use super::{
     list::{self, Paging},
     output::{Output, cell, optional, status, time, unless_closed},
 };
+use crate::files::Purpose;
 
 /// What can be done with files.
 #[derive(Clone, Debug, Subcommand)]
@@ -58,10 +60,10 @@ pub enum FilesCommand {
 #[derive(Args, Clone, Debug)]
 pub struct ListArgs {
     /// Only those for this purpose
-    #[arg(long)]
+    #[arg(long, value_parser = PossibleValuesParser::new(Purpose::ALL.map(Purpose::as_str)))]
     purpose: Option<String>,
-    /// Only those in this status: uploaded, processed or error
-    #[arg(long)]
+    /// Only those in this status
+    #[arg(long, value_parser = ["uploaded", "processed", "error"])]
     status: Option<String>,
     /// Only those sent to this model
     #[arg(long)]

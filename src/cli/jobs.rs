@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 use comfy_table::Cell;
 use serde::Deserialize;
@@ -9,11 +10,12 @@ use serde_json::Value;
 
 use super::{
     client::{Answer, Client},
-    files::LastError,
+    files::{LastError, waiting},
     id::GivenId,
     list::{self, Listed, Paging},
     output::{Output, bytes, cell, optional, status, time, unless_closed},
 };
+use crate::jobs::JobStatus;
 
 /// What can be done with jobs.
 #[derive(Clone, Debug, Subcommand)]
@@ -43,8 +45,8 @@ pub enum JobsCommand {
 /// Which jobs are listed.
 #[derive(Args, Clone, Debug)]
 pub struct ListArgs {
-    /// Only those in this status: queued, running, retrying, succeeded, failed or cancelled
-    #[arg(long)]
+    /// Only those in this status
+    #[arg(long, value_parser = PossibleValuesParser::new(JobStatus::ALL.map(JobStatus::as_str)))]
     status: Option<String>,
     /// Only those of this kind, such as `upload_file`
     #[arg(long)]
@@ -91,6 +93,11 @@ pub struct JobObject {
     pub provider: Option<String>,
     #[serde(default)]
     pub request_id: Option<String>,
+    /// Why its provider's lane stands still, and until when.
+    #[serde(default)]
+    pub blocked_by: Option<String>,
+    #[serde(default)]
+    pub retry_at: Option<i64>,
 }
 
 /// How far the work of a job has come.
@@ -109,8 +116,9 @@ pub struct Progress {
 pub struct AttemptObject {
     #[serde(default)]
     pub attempt: u32,
+    /// How it ended.
     #[serde(default)]
-    pub status: Option<String>,
+    pub outcome: Option<String>,
     #[serde(default)]
     pub started_at: Option<i64>,
     #[serde(default)]
@@ -181,7 +189,7 @@ async fn show_attempts(client: &Client, output: &mut Output, id: &GivenId) -> an
         return Ok(());
     }
     output.line("")?;
-    let headings = ["ATTEMPT", "STATUS", "STARTED", "FINISHED", "ERROR"];
+    let headings = ["ATTEMPT", "OUTCOME", "STARTED", "FINISHED", "ERROR"];
     output.table(&headings, attempts.value.data.iter().map(AttemptObject::row).collect())
 }
 
@@ -189,11 +197,13 @@ impl JobObject {
     /// One row for each field that has a value.
     fn details(&self) -> Vec<Vec<Cell>> {
         let error = self.error.as_ref().and_then(LastError::text);
+        let blocked = self.blocked_by.as_deref().map(|reason| waiting(reason, self.retry_at));
         let rows = [
             ("kind", Some(cell(&self.kind))),
             ("status", Some(status(&self.status))),
             ("attempt", Some(cell(&format!("{} of {}", self.attempt, self.max_attempts)))),
             ("progress", self.progress.as_ref().map(|progress| cell(&progress.text()))),
+            ("waits", blocked.map(|blocked| cell(blocked.trim_start_matches("waits ")))),
             ("error", error.map(|error| cell(&error))),
             ("model", self.model.as_deref().map(cell)),
             ("provider", self.provider.as_deref().map(cell)),
@@ -248,7 +258,7 @@ impl AttemptObject {
     fn row(&self) -> Vec<Cell> {
         vec![
             cell(&self.attempt.to_string()),
-            self.status.as_deref().map_or_else(|| cell("-"), status),
+            self.outcome.as_deref().map_or_else(|| cell("-"), status),
             cell(&time(self.started_at)),
             cell(&time(self.finished_at)),
             optional(self.error.as_ref().and_then(LastError::text).as_deref()),

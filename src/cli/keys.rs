@@ -18,20 +18,20 @@ use crate::keys::Identity;
 
 #[derive(Debug, Subcommand)]
 pub enum KeysCommand {
-    /// Makes a key and shows it, once.
+    /// Make a key and show it, once
     Create {
-        /// Whose files the key makes and sees.
+        /// Whose files the key makes and sees
         #[arg(long)]
         owner: String,
-        /// The key sees everything, and may act for any owner.
+        /// The key sees everything, and may act for any owner
         #[arg(long)]
         admin: bool,
     },
-    /// Lists the keys, without the keys themselves.
+    /// List the keys, without the keys themselves
     List,
-    /// Revokes a key for good.
+    /// Revoke a key for good
     Revoke {
-        /// Its id, as `list` shows it.
+        /// Its id, as `list` shows it
         id: String,
     },
 }

@@ -138,11 +138,10 @@ pub fn optional(text: Option<&str>) -> Cell {
 /// A cell with a status, in the colour of what it means for a person.
 pub fn status(status: &str) -> Cell {
     let color = match status {
-        "processed" | "ready" | "succeeded" => Color::Green,
+        "processed" | "ready" | "succeeded" | "ok" => Color::Green,
         "error" | "failed" | "lost" | "undeletable" | "expired" => Color::Red,
-        "uploaded" | "uploading" | "pending" | "queued" | "running" | "retrying" | "deleting" => {
-            Color::Yellow
-        }
+        "uploaded" | "uploading" | "pending" | "queued" | "running" | "retrying" | "deleting"
+        | "warning" => Color::Yellow,
         _ => Color::Reset,
     };
     cell(status).fg(color)

@@ -18,24 +18,38 @@ const STATE: &str = "{spinner} {msg}";
 #[derive(Clone, Debug)]
 pub struct Progress {
     bars: MultiProgress,
+    /// Whether a script reads, which wants no news.
+    is_quiet: bool,
 }
 
 impl Progress {
     /// Draws on standard error where that is a terminal, but not for a script.
     pub fn standard(json: bool) -> Self {
         let target = if json { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        Self { bars: MultiProgress::with_draw_target(target) }
+        Self { bars: MultiProgress::with_draw_target(target), is_quiet: json }
     }
 
     /// Draws nothing.
     #[cfg(test)]
     pub fn hidden() -> Self {
-        Self { bars: MultiProgress::with_draw_target(ProgressDrawTarget::hidden()) }
+        let bars = MultiProgress::with_draw_target(ProgressDrawTarget::hidden());
+        Self { bars, is_quiet: true }
     }
 
     /// Whether somebody watches, so that it is worth asking the server more often.
     pub fn is_watched(&self) -> bool {
         !self.bars.is_hidden()
+    }
+
+    /// Whether progress is told in lines now and then: to a log, where bars cannot be drawn.
+    pub fn is_told(&self) -> bool {
+        !self.is_quiet && !self.is_watched()
+    }
+
+    /// Takes the bars from the screen, for what is said last.
+    pub fn clear(&self) {
+        // A terminal that went away shows nothing anyway.
+        drop(self.bars.clear());
     }
 
     /// A bar for a transfer of so many bytes, or of a number that is not known.

@@ -19,22 +19,22 @@ use crate::sandbox::Settings;
 /// `http://ADDRESS/_control/ACCOUNT/` sets its latency and faults and shows its ledger.
 #[derive(Debug, Args)]
 pub struct Sandbox {
-    /// Where to listen.
+    /// Where to listen
     #[arg(long, default_value = "127.0.0.1:4701")]
     listen: SocketAddr,
-    /// Accounts that `--latency-ms`, `--list-lag-ms`, `--keep-bytes` and `--fail-uploads` are for.
+    /// Accounts that `--latency-ms`, `--list-lag-ms`, `--keep-bytes` and `--fail-uploads` are for
     #[arg(long = "account", value_name = "NAME", default_value = "openai")]
     accounts: Vec<String>,
-    /// How long every answer takes.
+    /// How long every answer takes, in milliseconds
     #[arg(long, default_value_t = 0)]
     latency_ms: u64,
-    /// How long a new file is missing from the list.
+    /// How long a new file is missing from the list, in milliseconds
     #[arg(long, default_value_t = 0)]
     list_lag_ms: u64,
-    /// How much of each file is kept to be given back.
+    /// How many bytes of each file are kept to be given back
     #[arg(long)]
     keep_bytes: Option<u64>,
-    /// How many uploads are answered with 503 first.
+    /// How many uploads are answered with 503 first
     #[arg(long, default_value_t = 0)]
     fail_uploads: u64,
 }

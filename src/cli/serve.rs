@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Failed;
 use super::Start;
+use super::doctor;
 use crate::api::Api;
 use crate::api::server;
 use crate::app::App;
@@ -48,7 +49,7 @@ impl Parts {
 
 #[derive(Debug, Subcommand)]
 pub enum Migrate {
-    /// Shows which migrations the schema still lacks; exit code 1 if there are any.
+    /// Show which migrations the schema still lacks; exit code 1 if there are any
     Status,
 }
 
@@ -88,10 +89,10 @@ fn say_what_was_found(loaded: &Loaded) {
 
 pub async fn connect(config: &Config) -> Result<Db, Failed> {
     let url = &config.database.url;
-    let db = Db::connect(url.expose())
-        .await
-        .with_context(|| format!("cannot open the database `{url}`"))?;
-    Ok(db)
+    Db::connect(url.expose()).await.map_err(|error| {
+        let remedy = doctor::database_remedy(&error);
+        Failed::Otherwise(anyhow::anyhow!("cannot open the database `{url}`: {error}; {remedy}"))
+    })
 }
 
 async fn prepare_schema(db: &Db, parts: Parts) -> Result<(), Failed> {

@@ -16,10 +16,22 @@ pub(super) fn parse(text: &str, name: &Arc<str>) -> Result<Node, Problem> {
         place: lines.place(error.span()),
         path: KeyPath::default(),
         // Not the error's `Display`: it prints the line, and the line may hold a secret.
-        message: format!("this is not TOML: {}", error.message()),
+        message: not_toml(error.message()),
     })?;
     let whole = Place::File { name: name.clone(), line: None };
     Ok(table(document.as_table(), whole, &lines))
+}
+
+fn not_toml(message: &str) -> String {
+    let message = message.replace('\n', " ");
+    // An address or a time without quotes reads like a number that goes wrong.
+    let hint =
+        if ["float", "integer", "number", "duration"].iter().any(|word| message.contains(word)) {
+            "; where it is a text, it stands in quotes: `listen = \"127.0.0.1:4700\"`"
+        } else {
+            ""
+        };
+    format!("this is not TOML: {message}{hint}")
 }
 
 /// Reads one value in TOML's inline notation, such as `["a", "b"]`. All of it is written at `place`.

@@ -17,7 +17,9 @@ pub(super) fn any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration
 /// A duration longer than nothing: what would turn in circles without rest if it were zero.
 pub(super) fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     match any(deserializer)? {
-        Duration::ZERO => Err(de::Error::custom("must be longer than nothing")),
+        Duration::ZERO => {
+            Err(de::Error::custom("must be longer than nothing; write it like \"20s\""))
+        }
         duration => Ok(duration),
     }
 }

@@ -45,8 +45,17 @@ fn follows_from_another(fault: &Fault, path: &KeyPath, tree: &Node) -> bool {
 
 fn message(fault: &Fault, path: &KeyPath) -> String {
     match &fault.kind {
+        // `[providers]` instead of `[[providers]]`.
+        FaultKind::Wrong(message)
+            if message == "must be a list, not a table"
+                && ["providers", "models", "auth.keys"].contains(&path.to_string().as_str()) =>
+        {
+            format!("`{path}`: {message}; write `[[{path}]]`, with two brackets, for each of them")
+        }
         FaultKind::Wrong(message) => format!("`{path}`: {message}"),
-        FaultKind::Missing(key) => format!("`{path}` has no `{key}`"),
+        FaultKind::Missing(key) => {
+            format!("`{path}` has no `{key}`; add it, as `longshore config example` shows it")
+        }
         FaultKind::Unknown(settings) => {
             let key = match path.0.last() {
                 Some(Segment::Key(key)) => key.as_str(),

@@ -308,6 +308,14 @@ pub async fn set_status(
     Ok(tx.execute_raw(statement(tx, sql, values)).await?.rows_affected() == 1)
 }
 
+/// The blobs of the newest files, at most `limit`.
+pub async fn newest_blobs(db: &impl ConnectionTrait, limit: u32) -> Result<Vec<String>, DbErr> {
+    let sql = "SELECT blob_key FROM files WHERE blob_key IS NOT NULL AND deleted_at IS NULL \
+               ORDER BY id DESC LIMIT $1";
+    let rows = db.query_all_raw(statement(db, sql, [i64::from(limit).into()])).await?;
+    rows.iter().map(|row| row.try_get("", "blob_key")).collect()
+}
+
 /// Which of these blobs a file needs, to tell orphans from the rest.
 pub async fn known_blobs(db: &impl ConnectionTrait, keys: &[String]) -> Result<Vec<String>, DbErr> {
     #[derive(FromQueryResult)]

@@ -34,7 +34,10 @@ pub async fn cancel(tx: &Transaction, now: Timestamp, job: &Job) -> Result<(), E
     }
     Err(Error::Conflict {
         code: "job_ended",
-        message: format!("the job has already ended as `{}`", job.status),
+        message: format!(
+            "the job has already ended as `{}`: there is nothing left to cancel",
+            job.status
+        ),
         retry_after: None,
     })
 }

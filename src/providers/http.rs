@@ -227,11 +227,12 @@ impl Http {
             return Err(self.refused(response).await);
         }
         let request_id = self.request_id(&response);
+        let clock_ahead = failure::clock_ahead(response.headers());
         let Limits { silence, answer } = self.limits;
         match answer::read(response, max_bytes, silence, answer).await {
             Ok(body) => {
                 observation::received(&self.provider).increment(body.len() as u64);
-                Ok(Answer { status, request_id, body })
+                Ok(Answer { status, request_id, clock_ahead, body })
             }
             Err(unread) => Err(self.unread(status, request_id, unread)),
         }

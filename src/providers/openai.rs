@@ -15,8 +15,8 @@ use secrecy::{ExposeSecret, SecretString};
 use super::http::{Answer, BuildError, Dialect, Http, Limits, MAX_OBJECT_BYTES, MAX_PAGE_BYTES};
 use super::multipart::Form;
 use super::{
-    ByteRange, Capabilities, Content, ErrorKind, Page, Provider, ProviderError, ProviderFileId,
-    RemoteFile, Upload,
+    ByteRange, Capabilities, Contact, Content, ErrorKind, Page, Provider, ProviderError,
+    ProviderFileId, RemoteFile, Upload,
 };
 
 static CAPABILITIES: Capabilities = Capabilities {
@@ -174,6 +174,16 @@ impl Provider for OpenAi {
             Ok(answer) => Err(self.garbled(&answer, "without saying that the file is deleted")),
             Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
+        }
+    }
+
+    async fn check(&self) -> Result<Contact, ProviderError> {
+        let mut url = self.files();
+        url.query_pairs_mut().append_pair("limit", "1");
+        let answer = self.http.fetch("check", Method::GET, url, MAX_PAGE_BYTES).await?;
+        match wire::page(&answer.body) {
+            Some(_) => Ok(Contact { clock_ahead: answer.clock_ahead }),
+            None => Err(self.garbled(&answer, "with something that is not a list of files")),
         }
     }
 

@@ -9,20 +9,7 @@ use crate::support::ALICE_KEY;
 use crate::support::Client;
 use crate::support::Env;
 use crate::support::Process;
-
-/// A command that has ended.
-struct Done {
-    code: i32,
-    output: String,
-    log: String,
-}
-
-fn run(folder: &std::path::Path, arguments: &[&str], environment: &[(&str, &str)]) -> Done {
-    let mut process = Process::start(folder, arguments, environment);
-    let code = process.wait(Duration::from_secs(60)).code().unwrap_or(-1);
-    let (output, log) = process.all();
-    Done { code, output, log }
-}
+use crate::support::run;
 
 fn write(folder: &std::path::Path, text: &str) {
     std::fs::write(folder.join("longshore.toml"), text).unwrap();
@@ -67,6 +54,7 @@ fn a_broken_configuration_is_exit_code_2_with_the_file_and_the_line() {
             &["work"],
             &["migrate"],
             &["keys", "list"],
+            &["doctor"],
         ] {
             let done = run(folder.path(), command, &[]);
             assert_eq!(done.code, 2, "{command:?}: {}", done.log);

@@ -338,7 +338,11 @@ fn destinations(app: &App, form: &Form) -> Result<Vec<Destination>, Error> {
     if names.is_empty() {
         return Err(Error::missing(
             "target_model_names",
-            "`target_model_names` is missing, and no default models are configured; name the models to send the file to",
+            format!(
+                "`target_model_names` is missing, and no default models are configured (`server.default_models`); \
+                 name the models to send the file to; {}",
+                app.known_models()
+            ),
         ));
     }
     let destinations = app.destinations(names)?;

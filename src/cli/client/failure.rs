@@ -10,6 +10,8 @@ use serde::Deserialize;
 
 use crate::cli::output::plain;
 
+/// A wait that a person is told of: shorter ones are waited for.
+const LONG_WAIT: Duration = Duration::from_secs(60);
 /// How much of a body that is not ours is shown.
 const SNIPPET_CHARACTERS: usize = 200;
 
@@ -17,7 +19,9 @@ const SNIPPET_CHARACTERS: usize = 200;
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// Nothing listens there.
-    #[error("no server answers at `{base}`: start one with `longshore up`, or set LONGSHORE_URL")]
+    #[error(
+        "no server answers at `{base}`: start one with `longshore up`, or name another with LONGSHORE_URL or `--url`"
+    )]
     NoServer { base: String },
     /// No connection came about, for another reason: name, route, certificate.
     #[error("cannot reach `{base}`: {cause}")]
@@ -48,6 +52,12 @@ pub struct Refusal {
     pub retry_after: Option<Duration>,
     /// Whether the server says that trying again changes nothing (`x-should-retry: false`).
     pub is_final: bool,
+    /// The field at fault, where the server named one.
+    pub param: Option<String>,
+    /// The server's word for what is wrong.
+    pub code: Option<String>,
+    /// Whether it came from a Longshore server. One that refuses to create has made nothing.
+    pub is_ours: bool,
     text: String,
 }
 
@@ -74,12 +84,28 @@ impl Failure {
         base: &Url,
         has_key: bool,
     ) -> Self {
-        let text = match serde_json::from_slice::<Body>(body) {
-            Ok(Body { error }) => explained(status, headers, &error, has_key),
-            Err(_) => foreign(status, headers, body, base),
-        };
         let is_final = headers.get("x-should-retry").is_some_and(|value| value == "false");
-        Self::Refused(Refusal { status, retry_after: retry_after(headers), is_final, text })
+        let refusal = match serde_json::from_slice::<Body>(body) {
+            Ok(Body { error }) => Refusal {
+                status,
+                retry_after: retry_after(headers),
+                is_final,
+                text: explained(status, headers, &error, base, has_key),
+                is_ours: true,
+                param: error.param,
+                code: error.code,
+            },
+            Err(_) => Refusal {
+                status,
+                retry_after: retry_after(headers),
+                is_final,
+                text: foreign(status, headers, body, base),
+                is_ours: false,
+                param: None,
+                code: None,
+            },
+        };
+        Self::Refused(refusal)
     }
 
     /// Says what became of a request that brought no usable answer.
@@ -95,7 +121,11 @@ impl Failure {
             cause = inner.to_string();
             source = inner.source();
         }
-        let cause = plain(&cause).into_owned();
+        let mut cause = plain(&cause).into_owned();
+        // Where TLS meets plain HTTP.
+        if cause.contains("InvalidContentType") && base.starts_with("https://") {
+            cause = "it does not speak https there; write `http://…`".to_owned();
+        }
         if error.is_connect() && refused {
             Self::NoServer { base }
         } else if error.is_connect() {
@@ -108,13 +138,22 @@ impl Failure {
     }
 }
 
-fn explained(status: StatusCode, headers: &HeaderMap, error: &BodyError, has_key: bool) -> String {
+fn explained(
+    status: StatusCode,
+    headers: &HeaderMap,
+    error: &BodyError,
+    base: &Url,
+    has_key: bool,
+) -> String {
     let message = plain(error.message.trim());
     if status == StatusCode::UNAUTHORIZED {
         return if has_key {
-            format!("{message}: LONGSHORE_API_KEY is set, but this server does not take that key")
+            format!("{message} (sent was the one of LONGSHORE_API_KEY or `--api-key`)")
         } else {
-            format!("{message}: set LONGSHORE_API_KEY to a key of this server")
+            format!(
+                "`{base}` wants a key: set LONGSHORE_API_KEY, or give `--api-key`; \
+                 `longshore keys create --owner NAME`, where the server runs, makes one"
+            )
         };
     }
     let mut notes = Vec::new();
@@ -133,7 +172,17 @@ fn explained(status: StatusCode, headers: &HeaderMap, error: &BodyError, has_key
     {
         notes.push(format!("request `{}`", plain(id)));
     }
-    format!("{message} ({})", notes.join(", "))
+    if let Some(wait) = retry_after(headers).filter(|wait| *wait > LONG_WAIT) {
+        notes.push(format!("try again in {}", humantime::format_duration(wait)));
+    }
+    let said = format!("{message} ({})", notes.join(", "));
+    // Another server of this shape, such as a provider.
+    if status == StatusCode::NOT_FOUND && error.code.is_none() {
+        return format!(
+            "{said}: is `{base}` a Longshore server? LONGSHORE_URL or `--url` names it"
+        );
+    }
+    said
 }
 
 /// An answer of something else: a proxy, or another server at that address.
@@ -142,12 +191,12 @@ fn foreign(status: StatusCode, headers: &HeaderMap, body: &[u8], base: &Url) -> 
         && let Some(location) = headers.get(LOCATION).and_then(|value| value.to_str().ok())
     {
         return format!(
-            "`{base}` redirects to `{}`: set LONGSHORE_URL to where the server is",
+            "`{base}` redirects to `{}`: set LONGSHORE_URL or `--url` to where the server is",
             plain(location)
         );
     }
     if status == StatusCode::UNAUTHORIZED {
-        return format!("`{base}` wants a key: set LONGSHORE_API_KEY");
+        return format!("`{base}` wants a key: set LONGSHORE_API_KEY, or give `--api-key`");
     }
     let text = String::from_utf8_lossy(body);
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -206,13 +255,28 @@ mod tests {
     #[test]
     fn a_401_says_which_variable_to_set() {
         let body = r#"{"error":{"message":"no key was sent","type":"authentication_error"}}"#;
-        assert_eq!(
-            text(401, &[], body, false),
-            "no key was sent: set LONGSHORE_API_KEY to a key of this server"
-        );
+        let missing = text(401, &[], body, false);
+        assert!(missing.contains("wants a key: set LONGSHORE_API_KEY"), "{missing}");
         let refused = text(401, &[], body, true);
-        assert!(refused.contains("LONGSHORE_API_KEY is set, but"), "{refused}");
+        assert!(refused.contains("sent was the one of LONGSHORE_API_KEY"), "{refused}");
         assert!(text(401, &[], "<html>", false).contains("set LONGSHORE_API_KEY"));
+    }
+
+    #[test]
+    fn a_long_wait_that_the_server_asks_for_is_told() {
+        let body =
+            r#"{"error":{"message":"the disk is full","type":"server_error","code":"disk_full"}}"#;
+        assert_eq!(
+            text(507, &[("retry-after", "7200")], body, true),
+            "the disk is full (code `disk_full`, try again in 2h)"
+        );
+    }
+
+    #[test]
+    fn a_provider_in_place_of_a_server_is_suspected() {
+        let body = r#"{"error":{"message":"nothing is at `/v1/files`","type":"x","code":null}}"#;
+        let said = text(404, &[], body, true);
+        assert!(said.contains("is `http://127.0.0.1:4700/v1` a Longshore server?"), "{said}");
     }
 
     #[test]
@@ -227,7 +291,7 @@ mod tests {
     fn a_redirect_names_the_right_address() {
         let said = text(308, &[("location", "https://files.example/v1")], "", true);
         assert!(
-            said.contains("redirects to `https://files.example/v1`: set LONGSHORE_URL"),
+            said.contains("redirects to `https://files.example/v1`: set LONGSHORE_URL or"),
             "{said}"
         );
     }

@@ -66,7 +66,7 @@ async fn where_nobody_listens_the_failure_says_how_to_start_a_server() {
     assert_eq!(
         failure.to_string(),
         format!(
-            "no server answers at `{url}/v1`: start one with `longshore up`, or set LONGSHORE_URL"
+            "no server answers at `{url}/v1`: start one with `longshore up`, or name another with LONGSHORE_URL or `--url`"
         )
     );
 }

@@ -150,10 +150,7 @@ impl Mapping {
         if self.status == "ready" {
             return None;
         }
-        let blocked = self.blocked_by.as_ref().map(|reason| match self.retry_at {
-            Some(at) => format!("waits for {reason} until {}", time(Some(at))),
-            None => format!("waits for {reason}"),
-        });
+        let blocked = self.blocked_by.as_deref().map(|reason| waiting(reason, self.retry_at));
         let error = self.error.as_ref().and_then(LastError::text);
         match (blocked, error) {
             (Some(blocked), Some(error)) => Some(format!("{blocked}; {error}")),
@@ -169,5 +166,36 @@ impl LastError {
             (Some(code), Some(message)) => Some(format!("{code}: {message}")),
             (code, message) => message.clone().or_else(|| code.clone()),
         }
+    }
+}
+
+/// What a mapping or job waits for, in words. A reason that is not known here stays as it is.
+pub fn waiting(reason: &str, until: Option<i64>) -> String {
+    let reason = match reason {
+        "rate_limit" => "for the provider's request limit",
+        "outage" => "for the provider to answer again",
+        "credential_rejected" => "for a key that the provider takes (its `api_key`)",
+        "out_of_money" => "for credit at the provider",
+        "capacity" => "for room at the provider",
+        "paused" => "for an admin to resume the provider",
+        other => &format!("for `{other}`"),
+    };
+    match until {
+        Some(at) => format!("waits {reason}, until {}", time(Some(at))),
+        None => format!("waits {reason}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_of_a_pause_is_said_in_words() {
+        for reason in crate::jobs::lanes::PauseReason::ALL {
+            let said = waiting(reason.as_str(), None);
+            assert!(!said.contains(reason.as_str()) || reason.as_str() == "paused", "{said}");
+        }
+        assert_eq!(waiting("news", Some(0)), "waits for `news`, until 1970-01-01T00:00:00Z");
     }
 }

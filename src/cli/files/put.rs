@@ -2,9 +2,18 @@
 
 pub(super) mod source;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    convert::Infallible,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use clap::Args;
+use clap::builder::PossibleValuesParser;
+use indicatif::ProgressBar;
 use reqwest::multipart::Form;
 use serde_json::Value;
 use uuid::Uuid;
@@ -12,11 +21,16 @@ use uuid::Uuid;
 use super::{FileObject, Mapping, object::Stage, one_or_list, wait, wrong_usage};
 use crate::cli::{
     client::{Answer, Client, Failure, Repeats},
-    output::{Closed, Output, cell},
+    interrupt::{Interrupt, Interrupted},
+    output::{Closed, Output, bytes, cell, plain},
+    progress::Progress,
 };
-use source::Source;
+use crate::files::Purpose;
+use source::{Source, State};
 
 const REPEATS: Repeats = Repeats(3);
+/// How often progress is told where no bar can be drawn, in units of the client.
+const TOLD_EVERY: u32 = 10;
 
 /// What is uploaded, and for what.
 #[derive(Args, Clone, Debug)]
@@ -24,13 +38,14 @@ pub struct PutArgs {
     /// The files to upload
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// What they are for: assistants, batch, fine-tune, vision, user_data or evals
-    #[arg(long)]
+    /// What they are for
+    #[arg(long, value_parser = PossibleValuesParser::new(Purpose::ALL.map(Purpose::as_str)))]
     purpose: String,
-    /// The models to send them to, comma-separated or repeated; without it, the server's default models
+    /// The models to send them to, comma-separated or repeated, as `longshore models` lists them; without
+    /// it, the server's default models
     #[arg(long = "model", value_delimiter = ',', value_name = "MODEL")]
     models: Vec<String>,
-    /// When the files go by themselves, as in `30d`; without it, never
+    /// After how long the files go by themselves, from `1h` to `30d`; without it, never
     #[arg(long, value_parser = humantime::parse_duration, value_name = "DURATION")]
     expires_after: Option<Duration>,
     /// Pairs to keep with the files; repeat for each
@@ -46,7 +61,7 @@ pub struct PutArgs {
         value_name = "SECONDS"
     )]
     wait: Option<Duration>,
-    /// What makes a repeated upload count once; without it, a fresh one for each file
+    /// What makes an upload that is repeated count once; without it, a fresh one for each file
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
 }
@@ -70,9 +85,64 @@ pub async fn run(client: &Client, output: &mut Output, args: PutArgs) -> anyhow:
         sources.push(Source::check(path).await?);
     }
 
+    for empty in sources.iter().filter(|source| source.bytes == 0) {
+        let shown = empty.path.display();
+        output.progress.note(&format!("warning: `{shown}` is empty; it is sent all the same"));
+    }
+
+    let mut interrupt = Interrupt::listen();
+    let (mut stored, mut interrupted) =
+        upload_all(client, output, &sources, &args, metadata.as_deref(), &mut interrupt).await?;
+    let mut is_good = stored.len() == sources.len();
+    if let (Some(timeout), None) = (args.wait, &interrupted) {
+        match wait_for_all(client, output, &mut stored, timeout, &mut interrupt).await {
+            Ok(is_everywhere) => is_good &= is_everywhere,
+            Err(error) => match error.downcast::<Interrupted>() {
+                Ok(error) => interrupted = Some(error),
+                Err(error) => return Err(error),
+            },
+        }
+    }
+    if output.json {
+        let objects = stored.into_iter().map(|file| file.json).collect();
+        output.document(&one_or_list(objects, sources.len()))?;
+    }
+    if let Some(interrupted) = interrupted {
+        output.progress.clear();
+        return Err(interrupted.into());
+    }
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Sends the files one after another, and gives what was stored, and the interruption that ended it early.
+async fn upload_all(
+    client: &Client,
+    output: &mut Output,
+    sources: &[Source],
+    args: &PutArgs,
+    metadata: Option<&str>,
+    interrupt: &mut Interrupt,
+) -> anyhow::Result<(Vec<Answer<FileObject>>, Option<Interrupted>)> {
     let mut stored = Vec::new();
-    for source in &sources {
-        match put(client, output, source, &args, metadata.as_deref()).await {
+    for (place, source) in sources.iter().enumerate() {
+        let upload = Upload {
+            source,
+            title: match sources.len() {
+                1 => source.name.clone(),
+                count => format!("{} of {count}: {}", place + 1, source.name),
+            },
+            // One key over all tries: what an earlier try stored is found again and not stored twice.
+            key: args.idempotency_key.clone().unwrap_or_else(|| Uuid::new_v4().to_string()),
+            was_sent_before: Cell::new(false),
+            sending: RefCell::new(None),
+        };
+        let result = tokio::select! {
+            result = put(client, output, &upload, args, metadata) => result,
+            () = interrupt.happened() => {
+                return Ok((stored, Some(upload.interrupted(sources.len() - place - 1))));
+            }
+        };
+        match result {
             Ok(file) => stored.push(file),
             Err(error) if sources.len() == 1 => return Err(error),
             // The id was lost with its reader. What is left is uploaded all the same.
@@ -82,27 +152,117 @@ pub async fn run(client: &Client, output: &mut Output, args: PutArgs) -> anyhow:
             }
         }
     }
-    let mut is_good = stored.len() == sources.len();
-    if let Some(timeout) = args.wait {
-        is_good &= wait_for_all(client, output, &mut stored, timeout).await?;
+    Ok((stored, None))
+}
+
+/// One file on its way.
+struct Upload<'a> {
+    source: &'a Source,
+    /// What the bar says.
+    title: String,
+    /// The idempotency key.
+    key: String,
+    /// Whether an earlier try ended without an answer once all was sent.
+    was_sent_before: Cell<bool>,
+    /// The try that is under way.
+    sending: RefCell<Option<Arc<State>>>,
+}
+
+impl Upload<'_> {
+    fn is_sent(&self) -> bool {
+        self.sending.borrow().as_ref().is_some_and(|state| state.moved() == self.source.bytes)
     }
-    if output.json {
-        let objects = stored.into_iter().map(|file| file.json).collect();
-        output.document(&one_or_list(objects, sources.len()))?;
+
+    /// Whether the server may hold the file without our knowing.
+    fn may_be_stored(&self) -> bool {
+        self.was_sent_before.get() || self.is_sent()
     }
-    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+
+    /// Notes how a try ended.
+    fn ended(&self, failure: Option<&Failure>) {
+        let leaves_it_open = match failure {
+            // A server of ours that refuses has made nothing of this try.
+            Some(Failure::Refused(refusal)) => !refusal.is_ours,
+            Some(Failure::Lost { .. } | Failure::Silent { .. } | Failure::Nonsense { .. }) => true,
+            Some(Failure::NoServer { .. } | Failure::Unreachable { .. } | Failure::Here(_))
+            | None => false,
+        };
+        if leaves_it_open && self.is_sent() {
+            self.was_sent_before.set(true);
+        }
+        self.sending.replace(None);
+    }
+
+    /// How to go on where it cannot be known whether the server has the file.
+    fn once_more(&self) -> String {
+        format!(
+            "the server may have stored it; the same command with `--idempotency-key {}` within 24 hours does not store it twice",
+            self.key
+        )
+    }
+
+    fn interrupted(&self, left: usize) -> Interrupted {
+        let shown = self.source.path.display();
+        let mut text = if self.may_be_stored() {
+            format!("`{shown}` was sent, but not answered yet: {}", self.once_more())
+        } else {
+            format!("`{shown}` was not stored, and nothing of it stays at the server")
+        };
+        if left > 0 {
+            text.push_str(&format!("; {left} more were not sent"));
+        }
+        Interrupted(text)
+    }
+
+    /// A failure with what is to be done about it.
+    async fn explained(&self, failure: Failure) -> anyhow::Error {
+        let mut advice = None;
+        match &failure {
+            Failure::Refused(refusal) if refusal.is_ours => {
+                if refusal.param.as_deref() == Some("target_model_names") {
+                    advice = Some(
+                        "`--model` names the models, and `longshore models` lists what there is"
+                            .to_owned(),
+                    );
+                } else if refusal.code.as_deref() == Some("invalid_jsonl")
+                    && let Some(number) = faulty_line(&refusal.to_string())
+                    && let Some(line) = self.source.line(number).await
+                {
+                    advice = Some(format!("the line begins with `{}`", plain(&line)));
+                }
+            }
+            Failure::Refused(_)
+            | Failure::Lost { .. }
+            | Failure::Silent { .. }
+            | Failure::NoServer { .. }
+            | Failure::Unreachable { .. }
+            | Failure::Nonsense { .. } => {
+                advice = self.may_be_stored().then(|| self.once_more());
+            }
+            Failure::Here(_) => {}
+        }
+        match advice {
+            Some(advice) => anyhow::anyhow!("{failure}; {advice}"),
+            None => failure.into(),
+        }
+    }
+}
+
+/// The number of the line that a message of the server begins with.
+fn faulty_line(message: &str) -> Option<u64> {
+    let (number, _) = message.strip_prefix("line ")?.split_once(':')?;
+    number.parse().ok()
 }
 
 async fn put(
     client: &Client,
     output: &mut Output,
-    source: &Source,
+    upload: &Upload<'_>,
     args: &PutArgs,
     metadata: Option<&str>,
 ) -> anyhow::Result<Answer<FileObject>> {
-    // One key over all tries: what an earlier try stored is found again and not stored twice.
-    let key = args.idempotency_key.clone().unwrap_or_else(|| Uuid::new_v4().to_string());
-    let bar = output.progress.transfer(&source.name, Some(source.bytes));
+    let Upload { source, key, .. } = upload;
+    let bar = output.progress.transfer(&upload.title, Some(source.bytes));
     let attempt = async || -> Result<Answer<FileObject>, Failure> {
         bar.set_position(0);
         let sending = source.open(&bar).await?;
@@ -120,21 +280,64 @@ async fn put(
             form = form.text("metadata", metadata.to_owned());
         }
         let form = form.part("file", sending.part);
-        let request = client.upload(&["files"]).header("idempotency-key", &key).multipart(form);
-        let answer = client.transfer(request, || sending.state.moved()).await;
+        let request = client.upload(&["files"]).header("idempotency-key", key).multipart(form);
+        let state = sending.state;
+        upload.sending.replace(Some(Arc::clone(&state)));
+        let mut answer = client.transfer(request, || state.moved()).await;
         // A fault of this side looks like a lost connection from the other end of the body.
-        match sending.state.fault() {
-            Some(fault) if answer.is_err() => Err(Failure::Here(fault)),
-            _ => answer,
+        if let (Err(_), Some(fault)) = (&answer, state.fault()) {
+            answer = Err(Failure::Here(fault));
         }
+        upload.ended(answer.as_ref().err());
+        answer
     };
-    let file = client.repeating(REPEATS, &output.progress, attempt).await;
+    let file = tokio::select! {
+        file = client.repeating(REPEATS, &output.progress, attempt) => file,
+        never = tell(client, &output.progress, upload, &bar) => match never {},
+    };
     bar.finish_and_clear();
-    let file = file?;
+    let file = match file {
+        Ok(file) => file,
+        Err(failure) => return Err(upload.explained(failure).await),
+    };
     if !output.json {
         output.line(&file.value.id)?;
     }
     Ok(file)
+}
+
+/// Says now and then how far an upload is, where no bar can be drawn.
+async fn tell(
+    client: &Client,
+    progress: &Progress,
+    upload: &Upload<'_>,
+    bar: &ProgressBar,
+) -> Infallible {
+    if !progress.is_told() {
+        return std::future::pending().await;
+    }
+    let (pause, total) = (client.unit() * TOLD_EVERY, upload.source.bytes);
+    let mut before = 0;
+    loop {
+        tokio::time::sleep(pause).await;
+        let position = bar.position();
+        // Begun anew, after a failure that was told.
+        let moved = position.saturating_sub(before);
+        before = position;
+        let state = if position >= total {
+            "sent, waits for the answer".to_owned()
+        } else {
+            let rate = moved / u64::from(TOLD_EVERY);
+            let left = match (total - position).checked_div(rate) {
+                Some(seconds) => {
+                    format!(", {} left", humantime::format_duration(Duration::from_secs(seconds)))
+                }
+                None => String::new(),
+            };
+            format!("{} of {}, {}/s{left}", bytes(position), bytes(total), bytes(rate))
+        };
+        progress.note(&format!("{}: {state}", upload.title));
+    }
 }
 
 /// Brings every file up to its final state, and says whether all of them got to every provider.
@@ -143,12 +346,15 @@ async fn wait_for_all(
     output: &mut Output,
     stored: &mut [Answer<FileObject>],
     timeout: Duration,
+    interrupt: &mut Interrupt,
 ) -> anyhow::Result<bool> {
     let deadline = wait::deadline(timeout);
     let mut is_good = true;
     for file in stored.iter_mut() {
-        match wait::until_final(client, &output.progress, &file.value.id, deadline).await {
+        let id = file.value.id.clone();
+        match wait::until_final(client, &output.progress, &id, deadline, interrupt).await {
             Ok(last) => *file = last,
+            Err(error) if error.is::<Interrupted>() => return Err(error),
             // The ids of the files are still to be told.
             Err(error) => {
                 output.progress.note(&format!("error: `{}`: {error:#}", file.value.name()));

@@ -10,6 +10,7 @@ use super::{FileObject, Mapping, object::Stage};
 use crate::cli::{
     client::{Answer, Client, Failure, MAX_WAIT, Repeats},
     id::GivenId,
+    interrupt::{Interrupt, Interrupted},
     output::{Output, plain},
     progress::Progress,
 };
@@ -32,7 +33,9 @@ pub async fn run(
     id: &GivenId,
     timeout: Duration,
 ) -> anyhow::Result<ExitCode> {
-    let file = until_final(client, &output.progress, id.as_str(), deadline(timeout)).await?;
+    let (progress, mut interrupt) = (&output.progress, Interrupt::listen());
+    let file =
+        until_final(client, progress, id.as_str(), deadline(timeout), &mut interrupt).await?;
     if output.json {
         output.document(&file.json)?;
     } else {
@@ -52,6 +55,7 @@ pub async fn until_final(
     progress: &Progress,
     id: &str,
     deadline: Instant,
+    interrupt: &mut Interrupt,
 ) -> anyhow::Result<Answer<FileObject>> {
     let mut lines = Lines::new(progress);
     let slice = if progress.is_watched() { WATCHED_WAIT } else { MAX_WAIT };
@@ -68,6 +72,9 @@ pub async fn until_final(
             let file = client.repeating(REPEATS, progress, look).await?;
             lines.show(&file.value.mappings);
             let is_over = file.value.stage() != Stage::Underway || Instant::now() >= deadline;
+            if !is_over {
+                lines.tell(&file.value.mappings);
+            }
             last = Some(file);
             if is_over {
                 return Ok::<(), Failure>(());
@@ -76,10 +83,21 @@ pub async fn until_final(
             tokio::time::sleep_until(deadline.min(started + client.unit())).await;
         }
     };
-    let ended = tokio::time::timeout_at(deadline + GRACE, watching).await;
+    let ended = tokio::select! {
+        ended = tokio::time::timeout_at(deadline + GRACE, watching) => ended,
+        () = interrupt.happened() => {
+            lines.clear();
+            return Err(Interrupted(goes_on(id)).into());
+        }
+    };
     lines.clear();
-    if let Ok(result) = ended {
-        result?;
+    match ended {
+        Ok(Err(
+            failure
+            @ (Failure::Refused(_) | Failure::NoServer { .. } | Failure::Unreachable { .. }),
+        )) if last.is_none() => return Err(failure.into()),
+        Ok(Err(failure)) => return Err(anyhow!("{failure}; {}", goes_on(id))),
+        Ok(Ok(())) | Err(_) => {}
     }
     last.ok_or_else(|| anyhow!("the server did not say in time how far `{id}` is"))
 }
@@ -101,23 +119,30 @@ pub fn verdict(output: &Output, file: &FileObject) -> ExitCode {
         Stage::Underway => {
             let status = &file.status;
             output.progress.note(&format!(
-                "error: `{name}` is still `{status}` and the time is up: it goes on at the server, see `longshore files wait {}`",
-                file.id
+                "error: `{name}` is still `{status}` and the time is up; {}",
+                goes_on(&file.id)
             ));
             ExitCode::FAILURE
         }
     }
 }
 
+/// How to go on with a wait that ended before the file did.
+fn goes_on(id: &str) -> String {
+    format!("the file goes on at the server: `longshore files wait {id}` waits for it again")
+}
+
 /// One line for each mapping.
 struct Lines<'a> {
     progress: &'a Progress,
     bars: HashMap<String, ProgressBar>,
+    /// What was said of each where no bars are drawn.
+    told: HashMap<String, String>,
 }
 
 impl<'a> Lines<'a> {
     fn new(progress: &'a Progress) -> Self {
-        Self { progress, bars: HashMap::new() }
+        Self { progress, bars: HashMap::new(), told: HashMap::new() }
     }
 
     fn show(&mut self, mappings: &[Mapping]) {
@@ -128,6 +153,20 @@ impl<'a> Lines<'a> {
                 None => {
                     self.bars.insert(mapping.deployment_id.clone(), self.progress.state(&text));
                 }
+            }
+        }
+    }
+
+    /// Says what has changed, where no bars can be drawn.
+    fn tell(&mut self, mappings: &[Mapping]) {
+        if !self.progress.is_told() {
+            return;
+        }
+        for mapping in mappings.iter().take(MAX_LINES) {
+            let text = mapping.line();
+            if self.told.get(&mapping.deployment_id) != Some(&text) {
+                self.progress.note(&text);
+                self.told.insert(mapping.deployment_id.clone(), text);
             }
         }
     }

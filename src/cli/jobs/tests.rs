@@ -78,3 +78,16 @@ async fn retry_and_cancel_are_sent_once_even_when_their_answer_is_lost() {
     assert!(run(&server, false, &["cancel", "job_1"]).await.0.is_err());
     assert_eq!(server.lines(), ["POST /v1/jobs/job_1/retry", "POST /v1/jobs/job_1/cancel"]);
 }
+
+#[tokio::test]
+async fn a_person_sees_how_each_attempt_ended_and_what_a_job_waits_for() {
+    let attempts =
+        json!({"object": "list", "data": [{"attempt": 1, "outcome": "retried"}, {"attempt": 2}]});
+    let mut waiting = job("retrying");
+    waiting["blocked_by"] = json!("outage");
+    let server = Server::start([Step::json(200, &waiting), Step::json(200, &attempts)]).await;
+    let (_, kept) = run(&server, false, &["show", "job_1", "--attempts"]).await;
+    let text = kept.text();
+    assert!(text.contains("for the provider to answer again"), "{text}");
+    assert!(text.contains("1        retried"), "{text}");
+}

@@ -155,7 +155,9 @@ fn mistakes_in_variables_name_the_variable() {
     );
     assert_eq!(
         refused("LONGSHORE__MODELS__1__NAME", "x"),
-        ["environment `LONGSHORE__MODELS__1__NAME`: `models[1]` has no `provider`"]
+        [
+            "environment `LONGSHORE__MODELS__1__NAME`: `models[1]` has no `provider`; add it, as `longshore config example` shows it"
+        ]
     );
 }
 

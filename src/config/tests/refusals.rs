@@ -66,7 +66,7 @@ fn sizes_and_durations_are_shown_how_to_be_written() {
     );
     refuses(
         "[sweeps]\nevery = \"0s\"",
-        "longshore.toml:2: `sweeps.every`: must be longer than nothing",
+        "longshore.toml:2: `sweeps.every`: must be longer than nothing; write it like \"20s\"",
     );
     refuses(
         "[retention]\nfailed_jobs = \"101years\"",
@@ -103,7 +103,7 @@ fn values_of_the_wrong_type_say_which_is_right() {
     refuses("server = 1979-05-27", "longshore.toml:1: `server`: must be a table, not a date");
     refuses(
         "[providers]\nname = \"a\"",
-        "longshore.toml:1: `providers`: must be a list, not a table",
+        "longshore.toml:1: `providers`: must be a list, not a table; write `[[providers]]`, with two brackets, for each of them",
     );
     refuses(
         "[workers]\nconcurrency = 0",
@@ -185,7 +185,10 @@ fn keys_are_not_empty_and_each_has_one_owner() {
         "longshore.toml:2: `auth.keys[0].key`: is empty; set it, or take the entry out",
     );
     refuses(&key("a", ""), "longshore.toml:3: `auth.keys[0].owner`: is empty; give it a name");
-    refuses("[[auth.keys]]\nkey = \"a\"", "longshore.toml:1: `auth.keys[0]` has no `owner`");
+    refuses(
+        "[[auth.keys]]\nkey = \"a\"",
+        "longshore.toml:1: `auth.keys[0]` has no `owner`; add it, as `longshore config example` shows it",
+    );
     refuses(
         "[auth]\nadmin_key = \"line\\nbreak\"",
         "longshore.toml:2: `auth.admin_key`: holds a space or a line break, which no key does; look for a stray one",
@@ -231,7 +234,10 @@ fn providers_are_complete_distinct_and_of_a_supported_kind() {
         &provider("kind = \"opnai\""),
         "longshore.toml:3: `providers[0].kind`: `opnai` is not a kind of provider; supported: openai",
     );
-    refuses(&provider(""), "longshore.toml:1: `providers[0]` has no `kind`");
+    refuses(
+        &provider(""),
+        "longshore.toml:1: `providers[0]` has no `kind`; add it, as `longshore config example` shows it",
+    );
     refuses(
         &provider("kind = \"openai\""),
         "longshore.toml:1: the provider `a` has no `api_key`; set it: only one on this machine can do without",

@@ -16,6 +16,8 @@ use crate::providers::ByteStream;
 pub(in crate::providers) struct Answer {
     pub status: StatusCode,
     pub request_id: Option<String>,
+    /// By how many seconds our clock is ahead of the `Date` in it.
+    pub clock_ahead: Option<i64>,
     pub body: Bytes,
 }
 

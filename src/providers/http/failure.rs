@@ -1,7 +1,8 @@
 //! Puts what went wrong in a call into a `ProviderError`, with a text that is fit to be shown.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use reqwest::header::{DATE, HeaderMap};
 use reqwest::{Response, StatusCode};
 
 use super::Http;
@@ -110,6 +111,16 @@ impl Http {
             false => format!("the connection to {name} was lost before it answered"),
         };
         self.error(OUTAGE, None, &format!("{what}: {}", answer::root_cause(error)))
+    }
+}
+
+/// By how many seconds our clock is ahead of an answer's `Date`.
+pub(super) fn clock_ahead(headers: &HeaderMap) -> Option<i64> {
+    let date = httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?).ok()?;
+    let seconds = |distance: Duration| i64::try_from(distance.as_secs()).ok();
+    match wall_clock().duration_since(date) {
+        Ok(ahead) => seconds(ahead),
+        Err(behind) => seconds(behind.duration()).map(|behind| -behind),
     }
 }
 

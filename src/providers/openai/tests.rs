@@ -736,3 +736,25 @@ fn only_content_that_openai_gives_back_counts_as_readable() {
         assert!(!CAPABILITIES.content_readable(purpose), "{purpose}");
     }
 }
+
+#[tokio::test]
+async fn a_check_asks_for_one_file_and_tells_how_far_the_clocks_are_apart() {
+    let empty = include_str!("fixtures/openai-file-list-empty.json");
+    let long_ago = [("date", "Sun, 06 Nov 1994 08:49:37 GMT")];
+    let script = [
+        Step::Answer(ok(empty)),
+        Step::Answer(reply(200, &long_ago, empty)),
+        Step::Answer(ok("{\"hello\": 1}")),
+        Step::Answer(reply(401, &[], &format!("{{\"error\": {{\"message\": \"not {KEY}\"}}}}"))),
+    ];
+    let mut server = Server::start(script).await;
+    let openai = openai(&server);
+    assert_eq!(openai.check().await, Ok(Contact { clock_ahead: None }));
+    assert_eq!(server.seen().await.line, "GET /v1/files?limit=1 HTTP/1.1");
+    let ahead = openai.check().await.unwrap().clock_ahead.unwrap();
+    assert!(ahead > 1_000_000_000, "{ahead} s");
+    assert_eq!(openai.check().await.unwrap_err().kind, ErrorKind::Garbled);
+    let refused = openai.check().await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::CredentialRejected);
+    assert!(!refused.message.contains(KEY), "{refused}");
+}

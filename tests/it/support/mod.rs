@@ -23,7 +23,9 @@ pub use env::Options;
 pub use env::PROVIDER_KEY;
 pub use faults::mapping;
 pub use faults::status;
+pub use process::Done;
 pub use process::Process;
+pub use process::run;
 pub use queue::Queue;
 pub use wire::RawForm;
 

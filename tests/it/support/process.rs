@@ -21,6 +21,18 @@ pub struct Process {
     gatherers: Vec<JoinHandle<()>>,
 }
 
+/// A command that has ended.
+pub struct Done {
+    pub code: i32,
+    pub output: String,
+    pub log: String,
+}
+
+/// Runs `longshore ARGUMENTS` in `folder` to its end.
+pub fn run(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Done {
+    Process::start(folder, arguments, environment).done()
+}
+
 impl Process {
     /// Starts `longshore ARGUMENTS` in `folder`, with nothing of the test's own environment that is ours.
     pub fn start(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
@@ -89,6 +101,13 @@ impl Process {
             gatherer.join().unwrap();
         }
         (self.output(), self.log())
+    }
+
+    /// Waits for the end of a command.
+    pub fn done(mut self) -> Done {
+        let code = self.wait(Duration::from_secs(60)).code().unwrap_or(-1);
+        let (output, log) = self.all();
+        Done { code, output, log }
     }
 
     /// SIGKILL: what a crash or the loss of power does to the process.

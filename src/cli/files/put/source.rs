@@ -1,7 +1,7 @@
 //! A file on disk on its way out.
 
 use std::{
-    io,
+    io::{self, BufRead as _, BufReader, Read},
     path::{Path, PathBuf},
     sync::{
         Arc, OnceLock,
@@ -20,6 +20,8 @@ use tokio_util::io::ReaderStream;
 use crate::cli::client::Failure;
 
 const CHUNK_BYTES: usize = 256 << 10;
+/// How much of a faulty line is shown.
+const SHOWN_BYTES: u64 = 80;
 
 /// A file that could be opened, with the size it had then. Every try sends exactly that many bytes.
 #[derive(Debug)]
@@ -65,6 +67,10 @@ impl Source {
         // Before opening it: that of a pipe without a writer would hang.
         let metadata =
             tokio::fs::metadata(path).await.with_context(|| format!("cannot open `{shown}`"))?;
+        ensure!(
+            !metadata.is_dir(),
+            "cannot upload `{shown}`: it is a folder; name the files in it"
+        );
         ensure!(metadata.is_file(), "cannot upload `{shown}`: it is not a regular file");
         File::open(path).await.with_context(|| format!("cannot open `{shown}`"))?;
         let name = path.file_name().with_context(|| format!("`{shown}` has no file name"))?;
@@ -91,6 +97,14 @@ impl Source {
             .mime_str(content_type(&self.path))
             .map_err(|error| Failure::Here(error.to_string()))?;
         Ok(Sending { part, state })
+    }
+
+    /// How a line of the file begins, counted from 1; none where there is no such line.
+    pub async fn line(&self, number: u64) -> Option<String> {
+        let path = self.path.clone();
+        let read = tokio::task::spawn_blocking(move || line(&path, number));
+        // It only adds to a message that stands without it.
+        read.await.ok()?.ok()?
     }
 
     fn body(
@@ -132,6 +146,19 @@ impl Source {
             self.path.display()
         )
     }
+}
+
+/// Reads a line's beginning with little memory, however long the lines are.
+fn line(path: &Path, number: u64) -> io::Result<Option<String>> {
+    let mut reader = BufReader::with_capacity(CHUNK_BYTES, std::fs::File::open(path)?);
+    for _ in 1..number {
+        if reader.skip_until(b'\n')? == 0 {
+            return Ok(None);
+        }
+    }
+    let mut bytes = Vec::new();
+    let read = Read::take(&mut reader, SHOWN_BYTES).read_until(b'\n', &mut bytes)?;
+    Ok((read > 0).then(|| String::from_utf8_lossy(&bytes).trim_end().to_owned()))
 }
 
 /// The types of what providers take; what they do not know goes as bytes.
