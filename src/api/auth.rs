@@ -67,7 +67,8 @@ async fn identify(app: &App, headers: &HeaderMap) -> Result<Caller, Error> {
             .to_str()
             .ok()
             .map(str::trim)
-            .filter(|owner| !owner.is_empty() && owner.len() <= MAX_OWNER),
+            .filter(|owner| (1..=MAX_OWNER).contains(&owner.len()))
+            .filter(|owner| !owner.chars().any(char::is_control)),
     };
     if !identity.is_admin {
         return Err(Error::Forbidden(
