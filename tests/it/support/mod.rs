@@ -7,6 +7,7 @@ mod env;
 mod faults;
 mod process;
 pub mod queue;
+mod script;
 mod wire;
 
 pub use client::Client;
@@ -25,6 +26,7 @@ pub use faults::mapping;
 pub use faults::status;
 pub use process::Process;
 pub use queue::Queue;
+pub use script::script;
 pub use wire::RawForm;
 
 use std::time::Duration;
