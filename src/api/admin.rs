@@ -204,7 +204,7 @@ struct ProviderObject {
     waiting: i64,
     /// Failures in a row that speak against the provider.
     failures: i32,
-    #[schema(schema_with = pause_reasons_or_null)]
+    #[schema(schema_with = pause_reasons_or_null, required = true)]
     paused_by: Option<String>,
     #[schema(required = true)]
     paused_since: Option<i64>,

@@ -52,7 +52,7 @@ pub fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(attempts))
 }
 
-/// A job, as it is sent.
+/// A durable job.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Job)]
 struct JobObject {
@@ -62,8 +62,7 @@ struct JobObject {
     /// What it does: `upload_file` carries a file to a deployment, `verify_upload` looks for copies that an
     /// upload with an unknown outcome left. Newer versions know more.
     kind: String,
-    /// `failed` is the dead letter: it stays, and can be retried.
-    #[schema(schema_with = statuses)]
+    #[schema(schema_with = job_status)]
     status: String,
     /// How many attempts were spent; waiting for a provider's limit or outage spends none.
     attempt: i32,
@@ -91,7 +90,6 @@ struct JobObject {
     /// The `x-request-id` of the request that made it.
     #[schema(required = true)]
     request_id: Option<String>,
-    /// What it waits for, if its provider's lane stands still.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = pause_reasons, required = false)]
     blocked_by: Option<String>,
@@ -162,6 +160,10 @@ struct ListQuery {
     file_id: Option<String>,
     /// Only the jobs of this batch. There are no batches yet, so whatever it names is not there.
     batch_id: Option<String>,
+}
+
+fn job_status() -> Object {
+    described(statuses(), "`failed` is the dead letter: it stays, and can be retried.")
 }
 
 fn status_filter() -> Object {
@@ -301,7 +303,7 @@ async fn retry(
     Ok(Json(find(&app, &caller, &id).await?.into()))
 }
 
-/// One ended attempt, as it is sent.
+/// An attempt that has ended.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Attempt)]
 struct AttemptObject {

@@ -70,7 +70,7 @@ impl ListParameters {
     }
 }
 
-/// One page, as it is sent.
+/// One page of a list.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct List<T> {
     #[schema(schema_with = is_list)]

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::object::purposes;
 use crate::api::body::Incoming;
 use crate::api::body::Stopped;
+use crate::api::description::described;
 use crate::api::description::words;
 use crate::api::disposition;
 use crate::app::App;
@@ -37,7 +38,7 @@ const MAX_CONTENT_TYPE: usize = 255;
 
 /// The form, for its description: it is read field by field, and never lies in memory as a whole.
 #[derive(ToSchema)]
-#[schema(as = CreateFile)]
+#[schema(as = CreateFile, description = "The fields, in any order.")]
 #[expect(dead_code, reason = "only described")]
 pub struct FormFields {
     /// The file, exactly one, with a filename.
@@ -52,7 +53,6 @@ pub struct FormFields {
     /// The same, as some clients spell a repeated field.
     #[schema(rename = "target_model_names[]", value_type = Vec<String>, required = false)]
     target_model_names_list: (),
-    /// From when on `expires_after[seconds]` counts. The two go together; without them, a file never expires.
     #[schema(rename = "expires_after[anchor]", schema_with = anchors, required = false)]
     expires_after_anchor: (),
     #[schema(rename = "expires_after[seconds]", value_type = u32, minimum = 3600, maximum = 2_592_000, required = false)]
@@ -64,7 +64,9 @@ pub struct FormFields {
 }
 
 fn anchors() -> Object {
-    words(["created_at"])
+    let text = "From when on `expires_after[seconds]` counts. The two go together; without them, a file \
+                never expires.";
+    described(words(["created_at"]), text)
 }
 
 /// Whether the bytes are kept: a request that only may be a repetition is read for its hash alone.

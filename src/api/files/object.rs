@@ -4,6 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa::openapi::Object;
 
+use crate::api::description::described;
 use crate::api::description::words;
 use crate::error::Error;
 use crate::files::FileStatus;
@@ -15,7 +16,7 @@ use crate::jobs::Failure;
 use crate::jobs::lanes::PauseReason;
 use crate::mappings::MappingStatus;
 
-/// A file, as it is sent.
+/// A file, and how far its copies are.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = File)]
 pub struct FileObject {
@@ -30,9 +31,7 @@ pub struct FileObject {
     filename: String,
     #[schema(schema_with = purposes)]
     purpose: String,
-    /// `uploaded` while some copy is still on its way, `processed` when every model has its copy, `error`
-    /// when no copy is on its way and at least one failed.
-    #[schema(schema_with = file_statuses)]
+    #[schema(schema_with = file_status)]
     status: String,
     /// Which copies failed, and why.
     #[schema(required = true)]
@@ -45,6 +44,7 @@ pub struct FileObject {
     mappings: Vec<MappingObject>,
 }
 
+/// The copy of a file at one deployment.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Mapping)]
 struct MappingObject {
@@ -68,7 +68,6 @@ struct MappingObject {
     /// When the provider itself lets go of the copy.
     #[schema(required = true)]
     expires_at: Option<i64>,
-    /// What a pending copy waits for.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = pause_reasons, required = false)]
     blocked_by: Option<String>,
@@ -92,12 +91,19 @@ pub fn file_statuses() -> Object {
     words(seen.map(FileStatus::as_str))
 }
 
+fn file_status() -> Object {
+    let text = "`uploaded` while some copy is still on its way, `processed` when every model has its copy, \
+                `error` when no copy is on its way and at least one failed.";
+    described(file_statuses(), text)
+}
+
 fn mapping_statuses() -> Object {
     words(MappingStatus::ALL.map(MappingStatus::as_str))
 }
 
 pub fn pause_reasons() -> Object {
-    words(PauseReason::ALL.map(PauseReason::as_str))
+    let text = "Why nothing is sent to the provider for now.";
+    described(words(PauseReason::ALL.map(PauseReason::as_str)), text)
 }
 
 impl From<FileView> for FileObject {
