@@ -4,6 +4,7 @@
 mod admin;
 mod auth;
 pub mod body;
+mod description;
 mod disposition;
 mod error;
 pub mod files;
@@ -19,9 +20,11 @@ mod rest;
 pub mod server;
 mod wait;
 
+use axum::Extension;
 use axum::Router;
 use axum::extract::FromRef;
 use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::OpenApiRouter;
 
 use crate::app::App;
 
@@ -44,25 +47,38 @@ impl FromRef<Api> for App {
     }
 }
 
+/// Every path there is. Each is routed by its description, so that none can be without one.
+fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::default()
+        .merge(files::routes())
+        .merge(jobs::routes())
+        .merge(models::routes())
+        .merge(admin::routes())
+        .merge(health::routes())
+        .merge(description::routes())
+}
+
 impl Api {
     pub fn new(app: App) -> Self {
         Self { app, requests: idempotency::Requests::new() }
     }
 
-    /// Every path there is.
-    pub fn router(&self) -> Router {
-        Router::new()
-            .merge(files::routes())
-            .merge(jobs::routes())
-            .merge(models::routes())
-            .merge(admin::routes())
-            .merge(health::routes())
+    /// The paths, and what every request passes on its way to them.
+    ///
+    /// # Errors
+    ///
+    /// When the description of the paths cannot be written as JSON.
+    pub fn router(&self) -> anyhow::Result<Router> {
+        let (router, description) = routes().split_for_parts();
+        let description = description::write(description)?;
+        Ok(router
             .fallback(error::no_such_path)
             .method_not_allowed_fallback(error::no_such_method)
+            .layer(Extension(description))
             .layer(CatchPanicLayer::custom(error::panicked))
             .layer(axum::middleware::from_fn(rest::read))
             .layer(axum::middleware::from_fn(request::identify))
-            .with_state(self.clone())
+            .with_state(self.clone()))
     }
 
     /// What runs beside the requests, until it is dropped.

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::ids::BatchId;
 use crate::ids::FileId;
@@ -157,11 +158,13 @@ pub struct Fence {
 }
 
 /// Why something failed, as the API shows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Failure {
     pub code: String,
     pub message: String,
+    /// The provider's, if it answered.
     #[serde(default)]
+    #[schema(required = true)]
     pub http_status: Option<u16>,
     /// Whether it is, or was, worth trying again.
     pub retryable: bool,
@@ -201,14 +204,14 @@ pub enum Spend {
 }
 
 /// How far a running job is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Progress {
     pub done: u64,
     pub total: u64,
     pub unit: ProgressUnit,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ProgressUnit {
     Bytes,

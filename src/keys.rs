@@ -185,8 +185,22 @@ pub async fn revoke(
 /// When it is empty, too long, or not printable.
 pub fn check_owner(owner: &str) -> Result<String, Error> {
     let owner = owner.trim();
-    if owner.is_empty() || owner.len() > 255 || owner.chars().any(char::is_control) {
+    if owner.is_empty() || owner.chars().count() > 255 || owner.chars().any(char::is_control) {
         return Err(Error::invalid("owner", "`owner` must be 1 to 255 printable characters"));
     }
     Ok(owner.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_has_1_to_255_printable_characters_of_any_script() {
+        assert_eq!(check_owner(" team ä ").unwrap(), "team ä");
+        assert!(check_owner(&"ä".repeat(255)).is_ok());
+        for owner in ["", "  ", "a\u{7}b", &"a".repeat(256)] {
+            assert!(check_owner(owner).is_err(), "{owner}");
+        }
+    }
 }

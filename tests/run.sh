@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs all tests, after setting up what they need: PostgreSQL, Redis, and a Python with the official OpenAI SDK.
+# Runs all tests, after setting up what they need: PostgreSQL, Redis, and a Python and a Node with the official OpenAI
+# SDK of each.
 #
 #   bash tests/run.sh [arguments for the test runner]
 #
@@ -201,7 +202,7 @@ make_environment() {
     if cmp -s "$requirements" "$environment/installed.txt" && "$LONGSHORE_TEST_PYTHON" -c 'import openai' 2>/dev/null; then
         return
     fi
-    say "installing the OpenAI SDK into $environment"
+    say "installing the OpenAI SDK for Python into $environment"
     rm -rf "$environment"
     if ! python3 -c 'import ensurepip' 2>/dev/null; then
         can_install || die "Python's ensurepip is missing: install the package python3-venv"
@@ -214,12 +215,42 @@ make_environment() {
     cp "$requirements" "$environment/installed.txt"
 }
 
+# Node
+
+find_node() {
+    if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+        can_install || die "node and npm are missing: install Node.js 20 or newer"
+        install nodejs npm
+    fi
+    node -e 'process.exit(process.versions.node.split(".")[0] < 20 ? 1 : 0)' ||
+        die "\`node\` is $(node --version); the pinned SDK needs Node.js 20 or newer"
+}
+
+# Installs the packages anew when the pins changed.
+make_packages() {
+    local packages=$target/sdk-node lock=tests/sdk/package-lock.json
+    LONGSHORE_TEST_NODE_MODULES=$packages/node_modules
+    if cmp -s "$lock" "$packages/installed.json" && [[ -d $LONGSHORE_TEST_NODE_MODULES/openai ]]; then
+        return
+    fi
+    say "installing the OpenAI SDK for Node into $packages"
+    rm -rf "$packages"
+    mkdir -p "$packages"
+    cp tests/sdk/package.json "$lock" "$packages"
+    npm ci --prefix "$packages" --ignore-scripts --no-audit --no-fund --loglevel error </dev/null >&2 ||
+        die "the SDK of $lock could not be installed"
+    # Last, so that an installation that broke off is made again.
+    cp "$lock" "$packages/installed.json"
+}
+
 command -v cargo >/dev/null || die "cargo is missing: install Rust with rustup; rust-toolchain.toml names the version"
 find_python
 make_environment
+find_node
+make_packages
 find_postgres
 find_redis
-export LONGSHORE_TEST_POSTGRES_URL LONGSHORE_TEST_REDIS_URL LONGSHORE_TEST_PYTHON
+export LONGSHORE_TEST_POSTGRES_URL LONGSHORE_TEST_REDIS_URL LONGSHORE_TEST_PYTHON LONGSHORE_TEST_NODE_MODULES
 
 # What the shell is set up for must not leak into the daemons under test: least of all keys that cost money.
 unset OPENAI_API_KEY OPENAI_BASE_URL OPENAI_WEBHOOK_SECRET ANTHROPIC_API_KEY GEMINI_API_KEY MISTRAL_API_KEY

@@ -1,17 +1,26 @@
 //! `/v1/admin`: keys and providers, for admin keys only.
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::Json;
-use axum::routing::delete;
-use axum::routing::get;
-use axum::routing::post;
 use secrecy::ExposeSecret as _;
 use serde::Deserialize;
 use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa::openapi::Object;
+use utoipa::openapi::OneOfBuilder;
+use utoipa::openapi::schema::SchemaType;
+use utoipa::openapi::schema::Type;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::Api;
 use super::auth::Admin;
+use super::description::words;
+use super::error::DiskFull;
+use super::error::NotFound;
+use super::error::PayloadTooLarge;
+use super::error::UnsupportedMediaType;
+use super::files::pause_reasons;
 use super::json::OptionalJson;
 use super::list::List;
 use super::parameters::Path;
@@ -28,28 +37,36 @@ use crate::keys::Identity;
 use crate::keys::StoredKey;
 use crate::notices::Hint;
 
-pub fn routes() -> Router<Api> {
-    Router::new()
-        .route("/v1/admin/keys", get(list_keys).post(create_key))
-        .route("/v1/admin/keys/{id}", delete(revoke_key))
-        .route("/v1/admin/providers", get(list_providers))
-        .route("/v1/admin/providers/{name}/pause", post(pause))
-        .route("/v1/admin/providers/{name}/resume", post(resume))
+pub fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::default()
+        .routes(routes!(list_keys, create_key))
+        .routes(routes!(revoke_key))
+        .routes(routes!(list_providers))
+        .routes(routes!(pause))
+        .routes(routes!(resume))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ApiKey)]
 struct KeyObject {
     id: String,
+    #[schema(schema_with = is_key)]
     object: &'static str,
     owner: String,
     is_admin: bool,
     /// The first characters of the key.
     hint: String,
     created_at: i64,
+    #[schema(required = true)]
     revoked_at: Option<i64>,
     /// The key itself, in the answer that made it and never again.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false)]
     key: Option<String>,
+}
+
+fn is_key() -> Object {
+    words(["api_key"])
 }
 
 impl From<StoredKey> for KeyObject {
@@ -67,6 +84,13 @@ impl From<StoredKey> for KeyObject {
     }
 }
 
+/// List the stored keys
+///
+/// Those of the configuration are not among them.
+#[utoipa::path(get, path = "/v1/admin/keys", operation_id = "list_keys", tag = "Admin",
+    security(("bearer" = ["admin"])),
+    responses((status = 200, description = "All stored keys, also revoked ones.", body = List<KeyObject>)),
+)]
 async fn list_keys(State(app): State<App>, _: Admin) -> Result<Json<List<KeyObject>>, Error> {
     let stored = keys::list(app.db.scan()).await?;
     Ok(Json(List::whole(stored.into_iter().map(KeyObject::from).collect(), |key: &KeyObject| {
@@ -74,13 +98,31 @@ async fn list_keys(State(app): State<App>, _: Admin) -> Result<Json<List<KeyObje
     })))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 struct CreateKey {
+    /// Whose key it is: a name of your choice.
+    #[schema(
+        min_length = 1,
+        max_length = 255,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\x00-\x20\x7f-\xa0][^\x00-\x1f\x7f-\x9f]*$"
+    )]
     owner: String,
+    /// Whether it sees all, and may act for any owner.
     #[serde(default)]
     is_admin: bool,
 }
 
+/// Make a key
+#[utoipa::path(post, path = "/v1/admin/keys", operation_id = "create_key", tag = "Admin",
+    security(("bearer" = ["admin"])),
+    request_body = CreateKey,
+    responses(
+        (status = 200, description = "The key. It is shown this once; only its hash is stored.", body = KeyObject),
+        (status = 413, response = PayloadTooLarge),
+        (status = 415, response = UnsupportedMediaType),
+        (status = 507, response = DiskFull),
+    ),
+)]
 async fn create_key(
     State(app): State<App>,
     _: Admin,
@@ -102,13 +144,31 @@ async fn create_key(
     Ok(Json(KeyObject { key, ..KeyObject::from(stored) }))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ApiKeyDeleted)]
 struct Deleted {
     id: String,
+    #[schema(schema_with = is_deleted_key)]
     object: &'static str,
     deleted: bool,
 }
 
+fn is_deleted_key() -> Object {
+    words(["api_key.deleted"])
+}
+
+/// Revoke a key
+///
+/// It is refused within 5 seconds by every process.
+#[utoipa::path(delete, path = "/v1/admin/keys/{id}", operation_id = "revoke_key", tag = "Admin",
+    security(("bearer" = ["admin"])),
+    params(("id" = String, Path, description = "The id of the key (`key_…`), not the key itself.")),
+    responses(
+        (status = 200, description = "It is revoked.", body = Deleted),
+        (status = 404, response = NotFound),
+        (status = 507, response = DiskFull),
+    ),
+)]
 async fn revoke_key(
     State(app): State<App>,
     _: Admin,
@@ -127,24 +187,46 @@ async fn revoke_key(
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Provider)]
 struct ProviderObject {
+    /// Its name in the configuration.
     id: String,
+    #[schema(schema_with = is_provider)]
     object: &'static str,
     kind: String,
     base_url: String,
     max_concurrency: u32,
     requests_per_minute: u32,
+    /// Jobs that run, over all workers.
     running: i64,
+    /// Jobs that wait.
     waiting: i64,
     /// Failures in a row that speak against the provider.
     failures: i32,
+    #[schema(schema_with = pause_reasons_or_null, required = true)]
     paused_by: Option<String>,
+    #[schema(required = true)]
     paused_since: Option<i64>,
     /// `null` while paused means until somebody resumes it, or configures another key.
+    #[schema(required = true)]
     paused_until: Option<i64>,
 }
 
+fn is_provider() -> Object {
+    words(["provider"])
+}
+
+fn pause_reasons_or_null() -> OneOfBuilder {
+    let null = Object::with_type(SchemaType::Type(Type::Null));
+    OneOfBuilder::new().item(null).item(pause_reasons())
+}
+
+/// List the providers
+#[utoipa::path(get, path = "/v1/admin/providers", operation_id = "list_providers", tag = "Admin",
+    security(("bearer" = ["admin"])),
+    responses((status = 200, description = "All configured providers.", body = List<ProviderObject>)),
+)]
 async fn list_providers(
     State(app): State<App>,
     _: Admin,
@@ -174,6 +256,18 @@ async fn list_providers(
     Ok(Json(List::whole(providers.collect(), |provider: &ProviderObject| provider.id.clone())))
 }
 
+/// Pause a provider
+///
+/// Nothing new is sent to it until it is resumed; what is under way goes on. Its jobs wait, and spend no attempt.
+#[utoipa::path(post, path = "/v1/admin/providers/{name}/pause", operation_id = "pause_provider", tag = "Admin",
+    security(("bearer" = ["admin"])),
+    params(("name" = String, Path, description = "The provider's name in the configuration.")),
+    responses(
+        (status = 200, description = "All providers as they are now.", body = List<ProviderObject>),
+        (status = 404, response = NotFound),
+        (status = 507, response = DiskFull),
+    ),
+)]
 async fn pause(
     state: State<App>,
     _: Admin,
@@ -184,6 +278,18 @@ async fn pause(
     list_providers(state, Admin).await
 }
 
+/// Resume a provider
+///
+/// Whatever it was paused by: also an outage, a limit or a rejected key.
+#[utoipa::path(post, path = "/v1/admin/providers/{name}/resume", operation_id = "resume_provider", tag = "Admin",
+    security(("bearer" = ["admin"])),
+    params(("name" = String, Path, description = "The provider's name in the configuration.")),
+    responses(
+        (status = 200, description = "All providers as they are now.", body = List<ProviderObject>),
+        (status = 404, response = NotFound),
+        (status = 507, response = DiskFull),
+    ),
+)]
 async fn resume(
     state: State<App>,
     _: Admin,

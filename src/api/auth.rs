@@ -5,7 +5,22 @@ use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
+use utoipa::ToResponse;
+use utoipa::openapi::ObjectBuilder;
+use utoipa::openapi::Ref;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::Required;
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::path::Parameter;
+use utoipa::openapi::path::ParameterBuilder;
+use utoipa::openapi::path::ParameterIn;
+use utoipa::openapi::schema::Type;
+use utoipa::openapi::security::HttpAuthScheme;
+use utoipa::openapi::security::HttpBuilder;
+use utoipa::openapi::security::SecurityRequirement;
+use utoipa::openapi::security::SecurityScheme;
 
+use super::error;
 use crate::app::App;
 use crate::error::Error;
 use crate::owners::Caller;
@@ -50,6 +65,58 @@ where
     }
 }
 
+/// The name of the scheme in the description. A handler that takes a caller says
+/// `security(("bearer" = []))`, one that takes an admin `security(("bearer" = ["admin"]))`.
+pub const SCHEME: &str = "bearer";
+
+/// How a caller says who it is.
+pub fn scheme() -> SecurityScheme {
+    let text = "A key of the configuration, or one that `longshore keys create` or \
+                `POST /v1/admin/keys` made. A path that asks for the role `admin` needs an admin key.";
+    let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(text));
+    SecurityScheme::Http(scheme.build())
+}
+
+/// For whom an admin acts, as a parameter of every path that belongs to an owner.
+pub fn owner_parameter() -> Parameter {
+    let text = "With an admin key: act as this owner, and see and touch only what is its own. \
+                With any other key: 403.";
+    ParameterBuilder::new()
+        .name("X-Longshore-Owner")
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some(text))
+        .schema(Some(
+            ObjectBuilder::new()
+                .schema_type(Type::String)
+                .min_length(Some(1))
+                .max_length(Some(MAX_OWNER))
+                .pattern(Some("^[ -~]*[!-~][ -~]*$")),
+        ))
+        .build()
+}
+
+/// Adds to a handler's description what asking for a key brings with it.
+pub fn describe(operation: &mut Operation) {
+    let Some(requirement) = operation.security.as_ref().and_then(|all| all.first()) else { return };
+    // An admin who acts for an owner is none: the paths for admins do not take the header.
+    if *requirement == SecurityRequirement::new(SCHEME, NO_ROLE) {
+        let parameters = operation.parameters.get_or_insert_default();
+        parameters.push(RefOr::Ref(Ref::new("#/components/parameters/X-Longshore-Owner")));
+    }
+    for (status, name) in [
+        ("400", error::BadRequest::response().0),
+        ("401", error::Unauthorized::response().0),
+        ("403", error::Forbidden::response().0),
+        ("503", error::Unavailable::response().0),
+    ] {
+        let responses = &mut operation.responses.responses;
+        responses.entry(status.to_owned()).or_insert_with(|| Ref::from_response_name(name).into());
+    }
+}
+
+const NO_ROLE: [&str; 0] = [];
+
 async fn identify(app: &App, headers: &HeaderMap) -> Result<Caller, Error> {
     let Some(header) = headers.get(AUTHORIZATION) else {
         return Err(Error::Unauthorized(
@@ -70,7 +137,8 @@ async fn identify(app: &App, headers: &HeaderMap) -> Result<Caller, Error> {
             .to_str()
             .ok()
             .map(str::trim)
-            .filter(|owner| !owner.is_empty() && owner.len() <= MAX_OWNER),
+            .filter(|owner| (1..=MAX_OWNER).contains(&owner.len()))
+            .filter(|owner| !owner.chars().any(char::is_control)),
     };
     if !identity.is_admin {
         return Err(Error::Forbidden(

@@ -10,23 +10,137 @@ use axum::http::header::RETRY_AFTER;
 use axum::response::IntoResponse;
 use axum::response::Response;
 use serde::Serialize;
+use utoipa::PartialSchema as _;
+use utoipa::ToResponse;
+use utoipa::ToSchema;
+use utoipa::openapi::ContentBuilder;
+use utoipa::openapi::HeaderBuilder;
+use utoipa::openapi::Object;
+use utoipa::openapi::Ref;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::Response as Description;
+use utoipa::openapi::ResponseBuilder;
+use utoipa::openapi::Schema;
+use utoipa::openapi::schema::Type;
 
+use super::description::words;
 use crate::error::Error;
 
 /// How long a client is asked to wait for a database or blob store that is away.
 const UNAVAILABLE_FOR: Duration = Duration::from_secs(2);
 
-#[derive(Serialize)]
-struct Body<'a> {
+/// The body of every refusal and failure.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Error)]
+pub struct Body<'a> {
     error: Detail<'a>,
 }
 
-#[derive(Serialize)]
-struct Detail<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = ErrorDetail)]
+pub struct Detail<'a> {
+    /// What is wrong, and what would be right.
     message: &'a str,
+    #[schema(schema_with = types)]
     r#type: &'a str,
+    /// The field or parameter at fault.
+    #[schema(required = true)]
     param: Option<&'a str>,
+    /// What is wrong, in a word for programs.
+    #[schema(required = true)]
     code: Option<&'a str>,
+}
+
+fn types() -> Object {
+    words([
+        INVALID,
+        "authentication_error",
+        "permission_error",
+        "not_found_error",
+        "conflict_error",
+        "server_error",
+    ])
+}
+
+/// The schemas that the answers below refer to.
+pub fn schemas() -> Vec<(String, RefOr<Schema>)> {
+    let mut schemas = vec![(Body::name().into_owned(), Body::schema())];
+    Body::schemas(&mut schemas);
+    schemas
+}
+
+/// The answers that are errors, each with its name in the description of the API. A handler's own
+/// description names those that it may give.
+macro_rules! answers {
+    ($($name:ident $(with $header:ident)?, $description:literal;)*) => {
+        $(
+            pub struct $name;
+
+            impl<'r> ToResponse<'r> for $name {
+                fn response() -> (&'r str, RefOr<Description>) {
+                    let response = ResponseBuilder::new()
+                        .description($description)
+                        .content("application/json", ContentBuilder::new()
+                            .schema(Some(Ref::from_schema_name(Body::name())))
+                            .build());
+                    $(let response = $header(response);)?
+                    (stringify!($name), response.into())
+                }
+            }
+        )*
+
+        /// All of them, by name.
+        pub fn descriptions<'r>() -> Vec<(&'r str, RefOr<Description>)> {
+            vec![$($name::response()),*]
+        }
+    };
+}
+
+answers! {
+    BadRequest, "What was sent is not in order; `error.param` names what.";
+    Unauthorized, "No key was sent, or one that is not known.";
+    Forbidden, "The key may not do this: the thing is another owner's, or only an admin key may.";
+    NotFound, "There is no such thing.";
+    RequestTimeout, "The sender was silent for 30 seconds in the middle of the body.";
+    Conflict with when_to_repeat, "Not possible in this state.";
+    PayloadTooLarge, "The body is too large.";
+    UnsupportedMediaType, "The body is of another content type than the one that is expected.";
+    RangeNotSatisfiable with size, "The range lies outside of the file.";
+    KeyReused, "The `Idempotency-Key` was used with another file or other fields.";
+    InternalError, "Our own fault; the log tells more.";
+    ProvidersFailed, "The bytes are no longer kept here, and no provider gave them back.";
+    Unavailable with retry_after, "The database or the blob store cannot be reached.";
+    DiskFull, "The disk of the database or of the blob store is full.";
+}
+
+fn retry_after(response: ResponseBuilder) -> ResponseBuilder {
+    response.header(
+        RETRY_AFTER.as_str(),
+        HeaderBuilder::new()
+            .schema(Some(Object::with_type(Type::Integer)))
+            .description(Some("In how many seconds another try may pass."))
+            .build(),
+    )
+}
+
+fn when_to_repeat(response: ResponseBuilder) -> ResponseBuilder {
+    retry_after(response).header(
+        SHOULD_RETRY,
+        HeaderBuilder::new()
+            .schema(Some(words(["false"])))
+            .description(Some("There where no further try can pass: official SDKs make none then."))
+            .build(),
+    )
+}
+
+fn size(response: ResponseBuilder) -> ResponseBuilder {
+    response.header(
+        "content-range",
+        HeaderBuilder::new()
+            .schema(Some(Object::with_type(Type::String)))
+            .description(Some("`bytes */SIZE`, with the size of the file."))
+            .build(),
+    )
 }
 
 /// How an error looks from outside.
@@ -47,6 +161,7 @@ impl Form {
 }
 
 const INVALID: &str = "invalid_request_error";
+const SHOULD_RETRY: &str = "x-should-retry";
 
 fn form(error: &Error) -> Form {
     match error {
@@ -118,10 +233,9 @@ impl IntoResponse for Error {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
         }
         if !form.may_pass {
-            response.headers_mut().insert(
-                HeaderName::from_static("x-should-retry"),
-                HeaderValue::from_static("false"),
-            );
+            response
+                .headers_mut()
+                .insert(HeaderName::from_static(SHOULD_RETRY), HeaderValue::from_static("false"));
         }
         response
     }

@@ -7,16 +7,30 @@ mod object;
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::Json;
-use axum::routing::get;
-use axum::routing::post;
 use serde::Deserialize;
+use utoipa::IntoParams;
+use utoipa::ToSchema;
+use utoipa::openapi::Object;
+use utoipa::openapi::ObjectBuilder;
+use utoipa::openapi::OneOfBuilder;
+use utoipa::openapi::schema::ArrayBuilder;
+use utoipa::openapi::schema::Type;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use self::object::FileObject;
+use self::object::file_statuses;
+pub use self::object::pause_reasons;
 use super::Api;
 use super::auth::Authenticated;
+use super::description::described;
+use super::error::Conflict;
+use super::error::DiskFull;
+use super::error::NotFound;
+use super::error::PayloadTooLarge;
+use super::error::UnsupportedMediaType;
 use super::json::OptionalJson;
 use super::list::Limits;
 use super::list::List;
@@ -40,13 +54,13 @@ use crate::owners::Caller;
 
 const LIMITS: Limits = Limits { default: 10_000, most: 10_000 };
 
-pub fn routes() -> Router<Api> {
-    Router::new()
-        .route("/v1/files", post(create::create).get(list))
-        .route("/v1/files/{id}", get(retrieve))
-        .route("/v1/files/{id}/content", get(content::content))
-        .route("/v1/files/{id}/mappings", post(send_to_more))
-        .route("/v1/files/{id}/retry", post(retry))
+pub fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::default()
+        .routes(routes!(create::create, list))
+        .routes(routes!(retrieve))
+        .routes(routes!(content::content))
+        .routes(routes!(send_to_more))
+        .routes(routes!(retry))
 }
 
 /// A file that the caller may see. A deleted one is as if it had never been.
@@ -61,15 +75,34 @@ async fn find(app: &App, caller: &Caller, id: &str) -> Result<FileView, Error> {
     Ok(view)
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct ListQuery {
     #[serde(flatten)]
+    #[param(ignore)]
     list: ListParameters,
+    /// Only files with this purpose.
     purpose: Option<String>,
+    #[param(schema_with = status_filter, required = false)]
     status: Option<String>,
+    /// Only files that were sent to this model.
     model: Option<String>,
 }
 
+fn status_filter() -> Object {
+    described(file_statuses(), "Only files in this state.")
+}
+
+/// List files
+#[utoipa::path(get, path = "/v1/files", operation_id = "list_files", tag = "Files", security(("bearer" = [])),
+    params(
+        ListParameters,
+        ("limit" = Option<u32>, Query, description = "How many at most; 10,000 if it is not said.",
+            minimum = 1, maximum = 10_000),
+        ListQuery,
+    ),
+    responses((status = 200, description = "A page of the owner's files.", body = List<FileObject>)),
+)]
 async fn list(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
@@ -98,6 +131,14 @@ async fn list(
     Ok(Json(List::new(files, &page, |file: &FileObject| file.id.clone())))
 }
 
+/// Retrieve a file
+#[utoipa::path(get, path = "/v1/files/{id}", operation_id = "retrieve_file", tag = "Files", security(("bearer" = [])),
+    params(("id" = String, Path, description = "The file."), WaitParameter),
+    responses(
+        (status = 200, description = "The file.", body = FileObject),
+        (status = 404, response = NotFound),
+    ),
+)]
 async fn retrieve(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
@@ -114,8 +155,11 @@ async fn retrieve(
     Ok(Json(view.into()))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = CreateMappings)]
 struct SendToMore {
+    /// Names of configured models.
+    #[schema(schema_with = names)]
     target_model_names: Names,
 }
 
@@ -127,6 +171,31 @@ enum Names {
     Text(String),
 }
 
+fn names() -> OneOfBuilder {
+    let name = || ObjectBuilder::new().schema_type(Type::String).min_length(Some(1));
+    let list = ArrayBuilder::new().items(name()).min_items(Some(1));
+    OneOfBuilder::new()
+        .description(Some("Names of configured models: a list, or one text with commas."))
+        .item(list)
+        .item(name())
+}
+
+/// Send a file to more models
+///
+/// Models that it was sent to already are left as they are.
+#[utoipa::path(post, path = "/v1/files/{id}/mappings", operation_id = "create_mappings", tag = "Files",
+    security(("bearer" = [])),
+    params(("id" = String, Path, description = "The file.")),
+    request_body = SendToMore,
+    responses(
+        (status = 200, description = "The file, with the new mappings.", body = FileObject),
+        (status = 404, response = NotFound),
+        (status = 409, response = Conflict),
+        (status = 413, response = PayloadTooLarge),
+        (status = 415, response = UnsupportedMediaType),
+        (status = 507, response = DiskFull),
+    ),
+)]
 async fn send_to_more(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
@@ -179,6 +248,16 @@ async fn send_to_more(
     Ok(Json(view.into()))
 }
 
+/// Retry the failed mappings of a file
+#[utoipa::path(post, path = "/v1/files/{id}/retry", operation_id = "retry_file", tag = "Files",
+    security(("bearer" = [])),
+    params(("id" = String, Path, description = "The file.")),
+    responses(
+        (status = 200, description = "The file; what had failed is queued again.", body = FileObject),
+        (status = 404, response = NotFound),
+        (status = 507, response = DiskFull),
+    ),
+)]
 async fn retry(
     State(app): State<App>,
     Authenticated(caller): Authenticated,

@@ -1,6 +1,5 @@
 //! `/healthz`, `/readyz` and `/metrics`.
 
-use axum::Router;
 use axum::extract::FromRequestParts;
 use axum::extract::Request;
 use axum::extract::State;
@@ -9,36 +8,76 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::response::Json;
 use axum::response::Response;
-use axum::routing::get;
 use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa::openapi::Object;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::Api;
 use super::auth::Admin;
+use super::description::words;
 use crate::app::App;
 use crate::error::Error;
 use crate::telemetry;
 
-pub fn routes() -> Router<Api> {
-    Router::new()
-        .route("/healthz", get(|| async { Json(Health { status: "ok" }) }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
+pub fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::default().routes(routes!(alive)).routes(routes!(ready)).routes(routes!(metrics))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Health {
+    #[schema(schema_with = is_ok)]
     status: &'static str,
 }
 
-/// What each part says. `error` never tells more than that it is away: anybody may ask.
-#[derive(Serialize)]
+fn is_ok() -> Object {
+    words(["ok"])
+}
+
+/// Whether it is alive
+///
+/// It needs no key.
+#[utoipa::path(get, path = "/healthz", operation_id = "healthz", tag = "Operation", responses(
+    (status = 200, description = "It is.", body = Health),
+))]
+async fn alive() -> Json<Health> {
+    Json(Health { status: "ok" })
+}
+
+/// What each part says. It never tells more than that a part is away: anybody may ask.
+#[derive(Serialize, ToSchema)]
 struct Readiness {
+    #[schema(schema_with = whole)]
     status: &'static str,
+    #[schema(schema_with = part)]
     database: &'static str,
+    #[schema(schema_with = part)]
     blobs: &'static str,
+    #[schema(schema_with = part_or_none)]
     redis: &'static str,
 }
 
+fn whole() -> Object {
+    words(["ok", "degraded", "unavailable"])
+}
+
+fn part() -> Object {
+    words(["ok", "unreachable"])
+}
+
+fn part_or_none() -> Object {
+    words(["ok", "unreachable", "not configured"])
+}
+
+/// Whether it can do its work
+///
+/// It needs no key. Without Redis it can, only slower: 200, with `degraded`.
+#[utoipa::path(get, path = "/readyz", operation_id = "readyz", tag = "Operation", responses(
+    (status = 200, description = "It can.", body = Readiness),
+    (status = 503, description = "The database or the blob store cannot be reached.", body = Readiness,
+        headers(("retry-after" = u64, description = "In how many seconds to ask again."))),
+))]
 async fn ready(State(app): State<App>) -> Response {
     let (database, blobs) = tokio::join!(app.db.ping(), app.blobs.ping());
     if let Err(error) = &database {
@@ -72,6 +111,13 @@ async fn ready(State(app): State<App>) -> Response {
     response
 }
 
+/// Metrics, for Prometheus
+///
+/// With an admin key; or with none, where `server.open_metrics` says so.
+#[utoipa::path(get, path = "/metrics", operation_id = "metrics", tag = "Operation",
+    security(("bearer" = ["admin"])),
+    responses((status = 200, description = "In Prometheus' text format.", body = String)),
+)]
 async fn metrics(State(app): State<App>, request: Request) -> Result<Response, Error> {
     if !app.config.server.open_metrics {
         let (mut parts, _) = request.into_parts();

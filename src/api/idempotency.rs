@@ -53,7 +53,8 @@ impl Repetition {
     /// When the key is empty, too long, or not printable ASCII.
     pub fn of(headers: &HeaderMap) -> Result<Self, Error> {
         if let Some(key) = headers.get("idempotency-key") {
-            let key = key.to_str().ok().filter(|key| !key.is_empty() && key.len() <= MAX_KEY);
+            let key = key.to_str().ok().filter(|key| (1..=MAX_KEY).contains(&key.len()));
+            let key = key.filter(|key| !key.chars().any(char::is_control));
             return key.map(|key| Self::Key(key.to_owned())).ok_or_else(|| {
                 Error::invalid(
                     "Idempotency-Key",

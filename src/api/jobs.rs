@@ -1,15 +1,23 @@
 //! `/v1/jobs`.
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::Json;
-use axum::routing::get;
-use axum::routing::post;
 use serde::Deserialize;
 use serde::Serialize;
+use utoipa::IntoParams;
+use utoipa::ToSchema;
+use utoipa::openapi::Object;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::Api;
 use super::auth::Authenticated;
+use super::description::described;
+use super::description::words;
+use super::error::Conflict;
+use super::error::DiskFull;
+use super::error::NotFound;
+use super::files::pause_reasons;
 use super::list::Limits;
 use super::list::List;
 use super::list::ListParameters;
@@ -35,39 +43,68 @@ use crate::owners::Caller;
 
 const LIMITS: Limits = Limits { default: 20, most: 1000 };
 
-pub fn routes() -> Router<Api> {
-    Router::new()
-        .route("/v1/jobs", get(list))
-        .route("/v1/jobs/{id}", get(retrieve))
-        .route("/v1/jobs/{id}/cancel", post(cancel))
-        .route("/v1/jobs/{id}/retry", post(retry))
-        .route("/v1/jobs/{id}/attempts", get(attempts))
+pub fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::default()
+        .routes(routes!(list))
+        .routes(routes!(retrieve))
+        .routes(routes!(cancel))
+        .routes(routes!(retry))
+        .routes(routes!(attempts))
 }
 
-/// A job, as it is sent.
-#[derive(Debug, Serialize)]
+/// A durable job.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Job)]
 struct JobObject {
     id: String,
+    #[schema(schema_with = is_job)]
     object: &'static str,
+    /// What it does: `upload_file` carries a file to a deployment, `verify_upload` looks for copies that an
+    /// upload with an unknown outcome left. Newer versions know more.
     kind: String,
+    #[schema(schema_with = job_status)]
     status: String,
+    /// How many attempts were spent; waiting for a provider's limit or outage spends none.
     attempt: i32,
     max_attempts: i32,
     created_at: i64,
+    /// When it is due.
     run_at: i64,
+    #[schema(required = true)]
     started_at: Option<i64>,
+    #[schema(required = true)]
     finished_at: Option<i64>,
+    #[schema(required = true)]
     progress: Option<Progress>,
+    /// The last failure, also while it is still being retried.
+    #[schema(required = true)]
     error: Option<Failure>,
+    #[schema(required = true)]
     file_id: Option<String>,
+    #[schema(required = true)]
     batch_id: Option<String>,
+    #[schema(required = true)]
     model: Option<String>,
+    #[schema(required = true)]
     provider: Option<String>,
+    /// The `x-request-id` of the request that made it.
+    #[schema(required = true)]
     request_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = pause_reasons, required = false)]
     blocked_by: Option<String>,
+    /// Until when, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = i64, required = false)]
     retry_at: Option<i64>,
+}
+
+fn is_job() -> Object {
+    words(["job"])
+}
+
+fn statuses() -> Object {
+    words(JobStatus::ALL.map(JobStatus::as_str))
 }
 
 impl From<Job> for JobObject {
@@ -109,16 +146,43 @@ async fn find(app: &App, caller: &Caller, text: &str) -> Result<Job, Error> {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct ListQuery {
     #[serde(flatten)]
+    #[param(ignore)]
     list: ListParameters,
+    #[param(schema_with = status_filter, required = false)]
     status: Option<String>,
+    /// Only jobs of this kind.
     kind: Option<String>,
+    /// Only the jobs of this file.
     file_id: Option<String>,
+    /// Only the jobs of this batch. There are no batches yet, so whatever it names is not there.
     batch_id: Option<String>,
 }
 
+fn job_status() -> Object {
+    described(statuses(), "`failed` is the dead letter: it stays, and can be retried.")
+}
+
+fn status_filter() -> Object {
+    described(statuses(), "Only jobs in this state.")
+}
+
+/// List jobs
+#[utoipa::path(get, path = "/v1/jobs", operation_id = "list_jobs", tag = "Jobs", security(("bearer" = [])),
+    params(
+        ListParameters,
+        ("limit" = Option<u32>, Query, description = "How many at most; 20 if it is not said.",
+            minimum = 1, maximum = 1000),
+        ListQuery,
+    ),
+    responses(
+        (status = 200, description = "A page of the owner's jobs.", body = List<JobObject>),
+        (status = 404, response = NotFound),
+    ),
+)]
 async fn list(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
@@ -155,6 +219,14 @@ async fn list(
     Ok(Json(List::new(jobs, &page, |job: &JobObject| job.id.clone())))
 }
 
+/// Retrieve a job
+#[utoipa::path(get, path = "/v1/jobs/{id}", operation_id = "retrieve_job", tag = "Jobs", security(("bearer" = [])),
+    params(("id" = String, Path, description = "The job."), WaitParameter),
+    responses(
+        (status = 200, description = "The job.", body = JobObject),
+        (status = 404, response = NotFound),
+    ),
+)]
 async fn retrieve(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
@@ -171,6 +243,19 @@ async fn retrieve(
     Ok(Json(job.into()))
 }
 
+/// Cancel a job
+///
+/// What runs is stopped. What it may already have left at the provider is looked for, and deleted.
+#[utoipa::path(post, path = "/v1/jobs/{id}/cancel", operation_id = "cancel_job", tag = "Jobs",
+    security(("bearer" = [])),
+    params(("id" = String, Path, description = "The job.")),
+    responses(
+        (status = 200, description = "The job as it is now.", body = JobObject),
+        (status = 404, response = NotFound),
+        (status = 409, response = Conflict),
+        (status = 507, response = DiskFull),
+    ),
+)]
 async fn cancel(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
@@ -189,6 +274,19 @@ async fn cancel(
     Ok(Json(find(&app, &caller, &id).await?.into()))
 }
 
+/// Retry a job that failed or was cancelled
+///
+/// With all its attempts anew.
+#[utoipa::path(post, path = "/v1/jobs/{id}/retry", operation_id = "retry_job", tag = "Jobs",
+    security(("bearer" = [])),
+    params(("id" = String, Path, description = "The job.")),
+    responses(
+        (status = 200, description = "The job as it is now.", body = JobObject),
+        (status = 404, response = NotFound),
+        (status = 409, response = Conflict),
+        (status = 507, response = DiskFull),
+    ),
+)]
 async fn retry(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
@@ -205,16 +303,23 @@ async fn retry(
     Ok(Json(find(&app, &caller, &id).await?.into()))
 }
 
-/// One ended attempt, as it is sent.
-#[derive(Debug, Serialize)]
+/// An attempt that has ended.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Attempt)]
 struct AttemptObject {
+    #[schema(schema_with = is_attempt)]
     object: &'static str,
     attempt: i32,
     worker: String,
     outcome: String,
+    #[schema(required = true)]
     error: Option<Failure>,
     started_at: i64,
     finished_at: i64,
+}
+
+fn is_attempt() -> Object {
+    words(["job.attempt"])
 }
 
 impl From<Attempt> for AttemptObject {
@@ -231,6 +336,15 @@ impl From<Attempt> for AttemptObject {
     }
 }
 
+/// List the attempts of a job
+#[utoipa::path(get, path = "/v1/jobs/{id}/attempts", operation_id = "list_attempts", tag = "Jobs",
+    security(("bearer" = [])),
+    params(("id" = String, Path, description = "The job.")),
+    responses(
+        (status = 200, description = "Those that have ended, the first one first.", body = List<AttemptObject>),
+        (status = 404, response = NotFound),
+    ),
+)]
 async fn attempts(
     State(app): State<App>,
     Authenticated(caller): Authenticated,

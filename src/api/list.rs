@@ -2,17 +2,31 @@
 
 use serde::Deserialize;
 use serde::Serialize;
+use utoipa::IntoParams;
+use utoipa::ToSchema;
+use utoipa::openapi::Object;
 
+use super::description::described;
+use super::description::words;
 use crate::error::Error;
 use crate::page::Order;
 use crate::page::Page;
 
-/// `after`, `limit` and `order`, as they were sent.
-#[derive(Debug, Default, Deserialize)]
+/// `after`, `limit` and `order`, as they were sent. How long a page may be each list says itself.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct ListParameters {
+    /// The `last_id` of the page before. It may name a thing that was deleted since.
     after: Option<String>,
+    #[param(ignore)]
     limit: Option<String>,
+    #[param(schema_with = orders, required = false)]
     order: Option<String>,
+}
+
+fn orders() -> Object {
+    let text = "By creation: the newest first (`desc`, the default), or the oldest.";
+    described(words(["asc", "desc"]), text)
 }
 
 /// How long a page of this list may be.
@@ -56,14 +70,22 @@ impl ListParameters {
     }
 }
 
-/// One page, as it is sent.
-#[derive(Debug, Serialize)]
+/// One page of a list.
+#[derive(Debug, Serialize, ToSchema)]
 pub struct List<T> {
+    #[schema(schema_with = is_list)]
     object: &'static str,
     data: Vec<T>,
+    #[schema(required = true)]
     first_id: Option<String>,
+    /// What to send as `after` for the next page.
+    #[schema(required = true)]
     last_id: Option<String>,
     has_more: bool,
+}
+
+fn is_list() -> Object {
+    words(["list"])
 }
 
 impl<T> List<T> {

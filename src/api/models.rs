@@ -1,30 +1,41 @@
 //! `/v1/models`: the configured models, in OpenAI's shape.
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::Json;
-use axum::routing::get;
 use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa::openapi::Object;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::Api;
 use super::auth::Authenticated;
+use super::description::words;
+use super::error::NotFound;
 use super::list::List;
 use super::parameters::Path;
 use crate::app::App;
 use crate::error::Error;
 
-pub fn routes() -> Router<Api> {
-    // A model's name may hold slashes.
-    Router::new().route("/v1/models", get(list)).route("/v1/models/{*model}", get(retrieve))
+pub fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::default().routes(routes!(list)).routes(routes!(retrieve))
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Model)]
 struct ModelObject {
+    /// The name, as clients write it in `target_model_names`.
     id: String,
+    #[schema(schema_with = is_model)]
     object: &'static str,
+    /// Always 0: there is no such moment for a configured name.
     created: i64,
     /// The provider, or the first of them where several deployments share the name.
     owned_by: String,
+}
+
+fn is_model() -> Object {
+    words(["model"])
 }
 
 fn models(app: &App) -> Vec<ModelObject> {
@@ -32,7 +43,6 @@ fn models(app: &App) -> Vec<ModelObject> {
     for model in &app.config.models {
         if !models.iter().any(|known| known.id == model.name) {
             let owned_by = model.provider.clone();
-            // There is no such moment for a configured name.
             models.push(ModelObject {
                 id: model.name.clone(),
                 object: "model",
@@ -44,10 +54,24 @@ fn models(app: &App) -> Vec<ModelObject> {
     models
 }
 
+/// List the models
+#[utoipa::path(get, path = "/v1/models", operation_id = "list_models", tag = "Models", security(("bearer" = [])),
+    responses((status = 200, description = "All configured models.", body = List<ModelObject>)),
+)]
 async fn list(State(app): State<App>, _: Authenticated) -> Json<List<ModelObject>> {
     Json(List::whole(models(&app), |model| model.id.clone()))
 }
 
+/// Retrieve a model
+// Its name may hold slashes.
+#[utoipa::path(get, path = "/v1/models/{*model}", operation_id = "retrieve_model", tag = "Models",
+    security(("bearer" = [])),
+    params(("model" = String, Path, description = "Its name; slashes may stand as they are.")),
+    responses(
+        (status = 200, description = "The model.", body = ModelObject),
+        (status = 404, response = NotFound),
+    ),
+)]
 async fn retrieve(
     State(app): State<App>,
     _: Authenticated,

@@ -12,10 +12,18 @@ use axum::middleware::Next;
 use axum::response::Response;
 use tokio::time::Instant;
 use tracing::Instrument as _;
+use utoipa::openapi::Header;
+use utoipa::openapi::HeaderBuilder;
+use utoipa::openapi::Object;
+use utoipa::openapi::Required;
+use utoipa::openapi::path::Parameter;
+use utoipa::openapi::path::ParameterBuilder;
+use utoipa::openapi::path::ParameterIn;
+use utoipa::openapi::schema::Type;
 
 use crate::error::Error;
 
-const HEADER: HeaderName = HeaderName::from_static("x-request-id");
+pub const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_LENGTH: usize = 128;
 
 /// The id of the request that is being answered.
@@ -55,6 +63,28 @@ pub async fn identify(mut request: Request, next: Next) -> Response {
         response.headers_mut().insert(HEADER, id);
     }
     response
+}
+
+/// The id that a caller may send, for the description of every path.
+pub fn parameter() -> Parameter {
+    let text = "An id for this request: at most 128 letters, digits, `-`, `_`, `.` and `:`. It comes \
+                back in the answer, and is on every log line and job of the request. Without a \
+                usable one, the request gets a new one.";
+    ParameterBuilder::new()
+        .name(HEADER.as_str())
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some(text))
+        .schema(Some(Object::with_type(Type::String)))
+        .build()
+}
+
+/// The id that every answer has, for its description.
+pub fn header() -> Header {
+    HeaderBuilder::new()
+        .schema(Some(Object::with_type(Type::String)))
+        .description(Some("The id of the request; the log and the jobs it made have the same."))
+        .build()
 }
 
 /// The method as a metric's label: clients may make up methods, and each label takes memory for good.

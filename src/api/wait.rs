@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::time::Instant;
+use utoipa::IntoParams;
 use uuid::Uuid;
 
 use crate::app::App;
@@ -15,8 +16,12 @@ const MOST: Duration = Duration::from_secs(60);
 const MAX_WAITERS: usize = 20_000;
 
 /// The parameter, as it was sent.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct WaitParameter {
+    /// Seconds to wait for a final state, 60 at most; more means 60. The answer comes as soon as the state
+    /// is final, or when the time is up.
+    #[param(value_type = Option<f64>, minimum = 0)]
     wait: Option<String>,
 }
 

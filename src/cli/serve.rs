@@ -172,7 +172,7 @@ impl Running {
             let address = listener.local_addr()?;
             running.address = Some(address);
             let api = Api::new(app.clone());
-            let (router, drain, stop) = (api.router(), app.config.workers.drain, shutdown.clone());
+            let (router, drain, stop) = (api.router()?, app.config.workers.drain, shutdown.clone());
             running.beside.push(tokio::spawn(async move { api.run().await }));
             let (notices, closing) = (app.notices.clone(), shutdown.clone());
             running.beside.push(tokio::spawn(async move {

@@ -6,6 +6,7 @@ mod cancellations;
 mod commands;
 mod content;
 mod crashes;
+mod description;
 mod doctor;
 mod filenames;
 mod jobs;

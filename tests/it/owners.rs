@@ -72,8 +72,10 @@ async fn an_admin_sees_everything_and_may_act_for_an_owner() {
         let (status, error) = answer(acting(ALICE_KEY, owner).send().await.unwrap()).await;
         assert_eq!(status, 403, "{error}");
     }
-    let (status, error) = answer(acting(ADMIN_KEY, "").send().await.unwrap()).await;
-    assert_eq!((status, error["error"]["param"].as_str()), (400, Some("X-Longshore-Owner")));
+    for owner in ["", "b\tb"] {
+        let (status, error) = answer(acting(ADMIN_KEY, owner).send().await.unwrap()).await;
+        assert_eq!((status, error["error"]["param"].as_str()), (400, Some("X-Longshore-Owner")));
+    }
     // Acting for an owner, an admin is that owner and no more.
     let path = format!("/v1/files/{}", mine["id"].as_str().unwrap());
     let request = admin.request(Method::GET, &path).header("X-Longshore-Owner", "bob");

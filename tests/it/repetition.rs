@@ -121,9 +121,9 @@ async fn a_key_means_nothing_to_another_owner() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_empty_or_too_long_is_refused() {
+async fn a_key_that_is_empty_too_long_or_not_printable_is_refused() {
     let env = Env::start().await;
-    for key in ["", &"k".repeat(256)] {
+    for key in ["", "a\tb", &"k".repeat(256)] {
         let (status, _, error) = keyed(&env.client, key, form("one")).await;
         assert_eq!(status, 400);
         assert!(

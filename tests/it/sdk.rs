@@ -1,38 +1,112 @@
-//! The official OpenAI SDK for Python, unmodified. What it expects is in `tests/sdk`.
+//! The official OpenAI SDKs for Python and for Node, unmodified. What they expect is in `tests/sdk`.
 
-use tokio::process::Command;
+use std::time::Duration;
 
+use longshore::sandbox::FaultRule;
+use longshore::sandbox::Operation;
+use sea_orm::ConnectionTrait as _;
+use sea_orm::TransactionTrait as _;
+use serde_json::json;
+use tokio::io::AsyncReadExt as _;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpListener;
+use tokio::net::TcpStream;
+
+use crate::support::ADMIN_KEY;
 use crate::support::ALICE_KEY;
 use crate::support::BOB_KEY;
 use crate::support::Env;
+use crate::support::Options;
+use crate::support::database::Kind;
+use crate::support::eventually;
+use crate::support::script;
+use crate::support::status;
 
-/// Runs a script of `tests/sdk` with the interpreter that the tests were given.
-async fn passes(script: &str, arguments: &[&str]) {
-    let python =
-        std::env::var("LONGSHORE_TEST_PYTHON").expect("tests/run.sh sets LONGSHORE_TEST_PYTHON");
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk");
-    let output = Command::new(python)
-        .arg(format!("{path}/{script}"))
-        .args(arguments)
-        .env("NO_PROXY", "127.0.0.1")
-        .env_remove("OPENAI_BASE_URL")
-        .kill_on_drop(true)
-        .output()
-        .await
-        .unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
-    assert_eq!(text(&output.stdout), "ok\n");
+/// Runs a script of `tests/sdk`, which says `ok` when all is as it expects.
+async fn passes(name: &str, arguments: &[&str]) {
+    assert_eq!(script(name, arguments, &[]).await, "ok\n");
+}
+
+/// The model `c` refuses the first file whose name says so.
+fn refuse_one(env: &Env) {
+    let refusal = status(400, &[], json!({"error": {"message": "not this one"}}));
+    let rule = FaultRule::new(Operation::Upload, refusal);
+    env.spoil_as("c", FaultRule { filename_contains: Some("refused".to_owned()), ..rule });
 }
 
 #[tokio::test]
 async fn the_python_sdk_works_unmodified() {
     let env = Env::start().await;
-    passes("files.py", &[&env.client.base, ALICE_KEY, BOB_KEY]).await;
+    refuse_one(&env);
+    passes("files.py", &[&env.client.base, ALICE_KEY, BOB_KEY, ADMIN_KEY]).await;
 }
 
 #[tokio::test]
-async fn the_sandbox_behaves_as_the_python_sdk_expects_of_a_provider() {
+async fn the_node_sdk_works_unmodified() {
+    let env = Env::start().await;
+    refuse_one(&env);
+    passes("files.mjs", &[&env.client.base, ALICE_KEY, BOB_KEY]).await;
+}
+
+#[tokio::test]
+async fn an_sdk_that_lost_the_answer_repeats_the_upload_and_gets_it() {
+    for name in ["lost.py", "lost.mjs"] {
+        let env = Env::with(Options::on(Kind::Postgres)).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let arguments = [base.as_str(), ALICE_KEY];
+        tokio::join!(passes(name, &arguments), lose_the_first_answer(&env, listener));
+        assert_eq!(env.database.count("SELECT COUNT(*) FROM files").await, 1, "{name}");
+    }
+}
+
+/// Stands between an SDK and the server for two connections. The first it cuts off when the whole request has
+/// arrived and nothing is answered yet; the second may pass once the first has made its file.
+async fn lose_the_first_answer(env: &Env, listener: TcpListener) {
+    // The commit has to wait for this lock, so the connection can be gone before there is an answer.
+    let own = sea_orm::Database::connect(&env.database.url).await.unwrap();
+    let lock = own.begin().await.unwrap();
+    lock.execute_unprepared("LOCK TABLE files IN EXCLUSIVE MODE").await.unwrap();
+    let (mut sdk, _) = listener.accept().await.unwrap();
+    let mut server = env.client.connect().await;
+    let committing = async {
+        let waiting =
+            "SELECT COUNT(*) FROM pg_locks WHERE NOT granted AND relation = 'files'::regclass";
+        eventually(Duration::from_secs(10), async || {
+            (env.database.count(waiting).await == 1).then_some(())
+        })
+        .await;
+    };
+    tokio::select! {
+        () = forward(&mut sdk, &mut server) => panic!("the request ended by itself"),
+        () = committing => {}
+    }
+    drop((sdk, server));
+    lock.commit().await.unwrap();
+    let (mut sdk, _) = listener.accept().await.unwrap();
+    eventually(Duration::from_secs(10), async || {
+        (env.database.count("SELECT COUNT(*) FROM files").await == 1).then_some(())
+    })
+    .await;
+    let mut server = env.client.connect().await;
+    tokio::io::copy_bidirectional(&mut sdk, &mut server).await.unwrap();
+}
+
+/// Passes on what one sends to the other until it ends.
+async fn forward(from: &mut TcpStream, to: &mut TcpStream) {
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        let read = from.read(&mut buffer).await.unwrap();
+        if read == 0 {
+            return;
+        }
+        to.write_all(&buffer[..read]).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_sandbox_behaves_as_the_sdks_expect_of_a_provider() {
     let env = Env::start().await;
     passes("sandbox.py", &[&env.sandbox.base_url("a")]).await;
+    passes("sandbox.mjs", &[&env.sandbox.base_url("b")]).await;
 }

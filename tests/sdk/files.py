@@ -1,8 +1,10 @@
 """Files through the official OpenAI SDK, unmodified, against a running Longshore.
 
-Arguments: the base URL, a key, and the key of another owner.
+Arguments: the base URL, a key, the key of another owner, and an admin key. The model `c` refuses the first file whose
+name holds `refused`.
 """
 
+import asyncio
 import io
 import json
 import pathlib
@@ -10,8 +12,9 @@ import sys
 import tempfile
 
 import openai
+from openai.types import FileObject
 
-base_url, key, other_key = sys.argv[1:4]
+base_url, key, other_key, admin_key = sys.argv[1:5]
 client = openai.OpenAI(base_url=base_url + "/v1", api_key=key)
 other = openai.OpenAI(base_url=base_url + "/v1", api_key=other_key)
 
@@ -53,6 +56,22 @@ assert client.files.content(created.id).read() == requests(3)
 with client.files.with_streaming_response.content(created.id) as response:
     assert b"".join(response.iter_bytes(7)) == requests(3)
 
+# The long way round is one request that waits.
+assert client.files.retrieve(created.id, extra_query={"wait": 10}).status == "processed"
+
+# A download names its bytes, and gives parts of them.
+whole = client.files.content(created.id).response
+assert whole.headers["etag"] == f'"{created.sha256}"' and whole.headers["accept-ranges"] == "bytes"
+assert 'filename="in.jsonl"' in whole.headers["content-disposition"], whole.headers
+part = client.files.content(created.id, extra_headers={"Range": "bytes=2-5"}).response
+assert part.status_code == 206 and part.content == requests(3)[2:6]
+assert part.headers["content-range"] == f"bytes 2-5/{created.bytes}"
+
+# What went to two models goes to a third later on.
+more = client.post(f"/files/{created.id}/mappings", body={"target_model_names": ["b", "c"]}, cast_to=FileObject)
+assert [mapping["model"] for mapping in more.mappings] == ["a", "b", "c"], more.mappings
+assert client.files.wait_for_processing(created.id, poll_interval=0.1, max_wait_seconds=30).status == "processed"
+
 # Every way to hand over a file.
 with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / "naïve \"name\".txt"
@@ -70,11 +89,53 @@ assert client.files.content(typed.id).response.headers["content-type"] == "text/
 by_query = openai.OpenAI(base_url=base_url + "/v1", api_key=key, default_query={"target_model_names": "a,b"})
 assert len(by_query.files.create(file=b"query", purpose="evals").mappings) == 2
 
+
+
+async def upload_ten():
+    async with openai.AsyncOpenAI(base_url=base_url + "/v1", api_key=key) as many:
+        uploads = [
+            many.files.create(file=(f"{n}.txt", str(n).encode()), purpose="user_data", extra_body=named) for n in range(10)
+        ]
+        files = await asyncio.gather(*uploads)
+        assert [file.filename for file in files] == [f"{n}.txt" for n in range(10)]
+        done = await asyncio.gather(*(many.files.wait_for_processing(file.id, poll_interval=0.1) for file in files))
+        assert {file.status for file in done} == {"processed"}
+        assert (await many.files.content(files[7].id)).text == "7"
+        listed = {file.id async for file in many.files.list(purpose="user_data", limit=3)}
+        assert {file.id for file in files} <= listed
+        return len(files)
+
+
+ten = asyncio.run(upload_ten())
+
+# A model's refusal is told by the file, and can be tried again.
+spoiled = client.files.create(
+    file=("refused.txt", b"x"), purpose="user_data", extra_body={"target_model_names": "a, c,a", "metadata": '{"k": "v"}'}
+)
+assert [mapping["model"] for mapping in spoiled.mappings] == ["a", "c"], "duplicates collapse"
+assert spoiled.metadata == {"k": "v"}
+spoiled = client.files.wait_for_processing(spoiled.id, poll_interval=0.1, max_wait_seconds=30)
+assert spoiled.status == "error" and "c" in spoiled.status_details, spoiled
+assert [mapping["status"] for mapping in spoiled.mappings] == ["ready", "failed"], spoiled.mappings
+failure = spoiled.mappings[1]["error"]
+assert failure["http_status"] == 400 and not failure["retryable"], failure
+assert [file.id for file in client.files.list(extra_query={"status": "error"})] == [spoiled.id]
+client.post(f"/files/{spoiled.id}/retry", cast_to=FileObject)
+assert client.files.wait_for_processing(spoiled.id, poll_interval=0.1, max_wait_seconds=30).status == "processed"
+
 everything = [file.id for file in client.files.list(limit=2, order="asc")]
-assert len(everything) == len(set(everything)) == 7, everything
+assert len(everything) == len(set(everything)) == 8 + ten, everything
 assert everything[0] == created.id
 assert [file.id for file in client.files.list(purpose="batch")] == [created.id]
+assert [file.id for file in client.files.list(extra_query={"model": "c"})] == [spoiled.id, created.id]
+newest = [file.id for file in client.files.list()]
+assert newest == everything[::-1]
+assert [file.id for file in client.files.list(after=everything[2], order="asc")] == everything[3:]
 assert list(other.files.list()) == []
+admin = openai.OpenAI(base_url=base_url + "/v1", api_key=admin_key)
+assert admin.files.retrieve(created.id).id == created.id
+acting = admin.with_options(default_headers={"X-Longshore-Owner": "bob"})
+assert list(acting.files.list()) == []
 assert [model.id for model in client.models.list()] == ["a", "b", "c"]
 assert client.models.retrieve("a").owned_by == "at-a"
 
@@ -84,6 +145,10 @@ refused(openai.BadRequestError, lambda: send(extra_body={"target_model_names": [
 refused(openai.BadRequestError, lambda: send(purpose="batch", file=b"{}\n"), "invalid_jsonl", "file", "line 1")
 refused(openai.BadRequestError, lambda: send(expires_after={"anchor": "created_at", "seconds": 1}), "invalid_value", "expires_after[seconds]")
 refused(openai.BadRequestError, lambda: list(client.files.list(limit=0)), "invalid_value", "limit")
+refused(openai.BadRequestError, lambda: send(extra_body=None), "missing_required_parameter", "target_model_names")
+refused(openai.BadRequestError, lambda: send(extra_body=named | {"metadata": {str(n): "v" for n in range(17)}}), "invalid_value", "metadata")
+refused(openai.BadRequestError, lambda: list(client.files.list(after="file-unknown")), "invalid_value", "after")
+refused(openai.PermissionDeniedError, lambda: acting.files.retrieve(created.id), "permission_denied")
 refused(openai.NotFoundError, lambda: client.files.retrieve("file-unknown"), "not_found", "file_id")
 refused(openai.PermissionDeniedError, lambda: other.files.retrieve(created.id), "permission_denied", None, "does not have access")
 refused(openai.PermissionDeniedError, lambda: other.files.content(created.id), "permission_denied")
@@ -92,8 +157,10 @@ refused(openai.AuthenticationError, lambda: stranger.files.list(), "invalid_api_
 refused(openai.AuthenticationError, lambda: stranger.files.create(file=b"x" * 4_000_000, purpose="batch"), "invalid_api_key")
 
 again = {"Idempotency-Key": "from-the-sdk"}
-first, second = send(extra_headers=again), send(extra_headers=again)
-assert first.id == second.id
+first, second = send(extra_headers=again), client.files.with_raw_response.create(
+    file=b"x", purpose="user_data", extra_body=named, extra_headers=again
+)
+assert first.id == second.parse().id and second.headers["idempotency-replayed"] == "true"
 refused(openai.UnprocessableEntityError, lambda: send(file=b"other", extra_headers=again), "idempotency_key_reused")
 
 # What was settled cannot be retried: an answer that will not change, and that the SDK does not repeat.

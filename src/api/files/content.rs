@@ -15,6 +15,9 @@ use axum::response::Response;
 use super::find;
 use crate::api::auth::Authenticated;
 use crate::api::disposition;
+use crate::api::error::NotFound;
+use crate::api::error::ProvidersFailed;
+use crate::api::error::RangeNotSatisfiable;
 use crate::api::parameters::Path;
 use crate::app::App;
 use crate::blobs::BlobError;
@@ -27,7 +30,39 @@ use crate::files::store::FileView;
 use crate::mappings::MappingStatus;
 use crate::providers::ProviderFileId;
 
-/// The handler.
+/// Download a file
+///
+/// From here while its bytes are kept here (`blobs.keep`); else, unless it was rewritten for its models, from the first
+/// provider that gives it back. `HEAD` answers the headers alone.
+#[utoipa::path(get, path = "/v1/files/{id}/content", operation_id = "download_file", tag = "Files",
+    security(("bearer" = [])),
+    params(
+        ("id" = String, Path, description = "The file."),
+        ("Range" = Option<String>, Header, description = "One range of bytes. Several at once, or another unit, mean \
+            the whole file.", example = "bytes=0-1023"),
+        ("If-Range" = Option<String>, Header, description = "The range is sent only of the file with this `ETag`."),
+        ("If-None-Match" = Option<String>, Header, description = "The file is not sent again with this `ETag`."),
+    ),
+    responses(
+        (status = 200, description = "The bytes, with the content type that they were uploaded with.",
+            content_type = "*/*", headers(
+                ("etag" = String, description = "The SHA-256 of the whole file, in quotes."),
+                ("content-disposition" = String, description = "`attachment`, with the filename (RFC 6266)."),
+                ("accept-ranges" = String, description = "`bytes`"),
+            )),
+        (status = 206, description = "The range that was asked for.", content_type = "*/*", headers(
+                ("etag" = String, description = "The SHA-256 of the whole file, in quotes."),
+                ("content-disposition" = String, description = "`attachment`, with the filename (RFC 6266)."),
+                ("accept-ranges" = String, description = "`bytes`"),
+                ("content-range" = String, description = "`bytes FIRST-LAST/SIZE`"),
+            )),
+        (status = 304, description = "The caller has it already.", headers(
+                ("etag" = String, description = "The SHA-256 of the whole file, in quotes."))),
+        (status = 404, response = NotFound),
+        (status = 416, response = RangeNotSatisfiable),
+        (status = 502, response = ProvidersFailed),
+    ),
+)]
 pub async fn content(
     State(app): State<App>,
     Authenticated(caller): Authenticated,

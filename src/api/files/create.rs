@@ -16,11 +16,19 @@ use uuid::Uuid;
 
 use super::form;
 use super::form::Form;
+use super::form::FormFields;
 use super::form::Keep;
 use super::object;
+use super::object::FileObject;
 use crate::api::Api;
 use crate::api::auth::Authenticated;
 use crate::api::body::Incoming;
+use crate::api::error::Conflict;
+use crate::api::error::DiskFull;
+use crate::api::error::KeyReused;
+use crate::api::error::PayloadTooLarge;
+use crate::api::error::RequestTimeout;
+use crate::api::error::UnsupportedMediaType;
 use crate::api::idempotency;
 use crate::api::idempotency::Repetition;
 use crate::api::parameters::Query;
@@ -43,7 +51,33 @@ use crate::notices::Hint;
 
 const PATH: &str = "/v1/files";
 
-/// The handler.
+/// Upload a file
+///
+/// It is checked and stored as it arrives, and then carried to every model that it names. An answer of 200 means
+/// that the file and its jobs are on disk; one of 400 or more that nothing was made.
+#[utoipa::path(post, path = "/v1/files", operation_id = "create_file", tag = "Files", security(("bearer" = [])),
+    params(
+        ("target_model_names" = Option<Vec<String>>, Query, description = "As the field of the form, for clients that \
+            cannot add fields to it. Both count."),
+        ("Idempotency-Key" = Option<String>, Header, description = "A name for this upload, of printable ASCII \
+            characters. For 24 hours the same key with the same content gets the first answer again, and makes nothing \
+            new.", min_length = 1, max_length = 255, pattern = "^[!-~]([ -~]*[!-~])?$"),
+        ("x-stainless-retry-count" = Option<String>, Header, description = "How often an official SDK has sent this \
+            request before. With 1 or more and no `Idempotency-Key`, an equal upload of the last 15 minutes whose \
+            answer was lost on the way gets that answer."),
+    ),
+    request_body(content = FormFields, content_type = "multipart/form-data"),
+    responses(
+        (status = 200, description = "The file, `uploaded` and on its way.", body = FileObject, headers(
+            ("idempotency-replayed" = String, description = "`true` where this is the first answer again."))),
+        (status = 408, response = RequestTimeout),
+        (status = 409, response = Conflict),
+        (status = 413, response = PayloadTooLarge),
+        (status = 415, response = UnsupportedMediaType),
+        (status = 422, response = KeyReused),
+        (status = 507, response = DiskFull),
+    ),
+)]
 pub async fn create(
     State(api): State<Api>,
     Authenticated(caller): Authenticated,

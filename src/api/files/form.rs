@@ -7,10 +7,15 @@ use bytes::Bytes;
 use multer::Multipart;
 use sha2::Digest;
 use sha2::Sha256;
+use utoipa::ToSchema;
+use utoipa::openapi::Object;
 use uuid::Uuid;
 
+use super::object::purposes;
 use crate::api::body::Incoming;
 use crate::api::body::Stopped;
+use crate::api::description::described;
+use crate::api::description::words;
 use crate::api::disposition;
 use crate::app::App;
 use crate::blobs::BlobKey;
@@ -30,6 +35,39 @@ const MAX_FIELDS: usize = 256;
 pub const FORM_OVERHEAD: u64 = 1024 * 1024;
 const MAX_FILENAME: usize = 4096;
 const MAX_CONTENT_TYPE: usize = 255;
+
+/// The form, for its description: it is read field by field, and never lies in memory as a whole.
+#[derive(ToSchema)]
+#[schema(as = CreateFile, description = "The fields, in any order.")]
+#[expect(dead_code, reason = "only described")]
+pub struct FormFields {
+    /// The file, exactly one, with a filename.
+    #[schema(value_type = String, format = Binary, content_media_type = "application/octet-stream")]
+    file: (),
+    #[schema(schema_with = purposes)]
+    purpose: (),
+    /// Names of configured models: one text with commas, or the field repeated. Without any, the file goes to
+    /// the configured default models. A name that several deployments share means all of them.
+    #[schema(value_type = Vec<String>, required = false)]
+    target_model_names: (),
+    /// The same, as some clients spell a repeated field.
+    #[schema(rename = "target_model_names[]", value_type = Vec<String>, required = false)]
+    target_model_names_list: (),
+    #[schema(rename = "expires_after[anchor]", schema_with = anchors, required = false)]
+    expires_after_anchor: (),
+    #[schema(rename = "expires_after[seconds]", value_type = u32, minimum = 3600, maximum = 2_592_000, required = false)]
+    expires_after_seconds: (),
+    /// A JSON object of at most 16 texts by name (64 characters) to text (512 characters). Or each as a field of its
+    /// own, `metadata[NAME]`.
+    #[schema(value_type = String, required = false)]
+    metadata: (),
+}
+
+fn anchors() -> Object {
+    let text = "From when on `expires_after[seconds]` counts. The two go together; without them, a file \
+                never expires.";
+    described(words(["created_at"]), text)
+}
 
 /// Whether the bytes are kept: a request that only may be a repetition is read for its hash alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,6 +7,7 @@ mod env;
 mod faults;
 mod process;
 pub mod queue;
+mod script;
 mod wire;
 
 pub use client::Client;
@@ -27,6 +28,7 @@ pub use process::Done;
 pub use process::Process;
 pub use process::run;
 pub use queue::Queue;
+pub use script::script;
 pub use wire::RawForm;
 
 use std::time::Duration;
