@@ -25,6 +25,7 @@ use sea_orm::SqlxSqliteConnector;
 use sea_orm::Statement;
 use sea_orm::TransactionTrait;
 use sea_orm::Value;
+use sqlx::Connection as _;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -107,6 +108,18 @@ impl Db {
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .idle_timeout(None)
             .max_lifetime(None)
+            // When the disk is full, SQLite undoes the whole transaction by itself, and sqlx still counts
+            // one: no further one would begin on such a connection.
+            .after_release(|connection, _| {
+                Box::pin(async move {
+                    if !connection.is_in_transaction() {
+                        return Ok(true);
+                    }
+                    // Unless the end of it is only on its way.
+                    connection.ping().await?;
+                    Ok(!connection.is_in_transaction())
+                })
+            })
             .connect_with(options.clone())
             .await
             .map_err(connection_error)?;
@@ -320,18 +333,33 @@ fn is_conflict(error: &DbErr) -> bool {
     matches!(sql_state(error).as_deref(), Some("40001" | "40P01"))
 }
 
-/// The disk or a quota is full: SQLite's `SQLITE_FULL`, PostgreSQL's class 53100.
+/// The disk or a quota is full: SQLite's `SQLITE_FULL`, or no room for its shared memory
+/// (`SQLITE_IOERR_SHMSIZE`); PostgreSQL's 53100.
 pub fn is_disk_full(error: &DbErr) -> bool {
-    matches!(sql_state(error).as_deref(), Some("13" | "53100"))
+    let Some(error) = database_error(error) else { return false };
+    match sqlite_code(error) {
+        Some(code) => code & 0xff == 13 || code == 4874,
+        None => error.code().is_some_and(|code| code == "53100"),
+    }
+}
+
+/// SQLite's extended result code; its lowest byte is the plain one.
+pub fn sqlite_code(error: &dyn sqlx::error::DatabaseError) -> Option<i32> {
+    error.try_downcast_ref::<sqlx::sqlite::SqliteError>()?;
+    error.code()?.parse().ok()
 }
 
 fn sql_state(error: &DbErr) -> Option<String> {
+    database_error(error)?.code().map(|code| code.into_owned())
+}
+
+fn database_error(error: &DbErr) -> Option<&dyn sqlx::error::DatabaseError> {
     let (DbErr::Exec(sea_orm::RuntimeErr::SqlxError(error))
     | DbErr::Query(sea_orm::RuntimeErr::SqlxError(error))) = error
     else {
         return None;
     };
-    error.as_database_error()?.code().map(|code| code.into_owned())
+    error.as_database_error()
 }
 
 fn connection_error(error: sqlx::Error) -> DbErr {

@@ -7,6 +7,7 @@ use sea_orm::DbErr;
 use crate::blobs::BlobError;
 use crate::db::WriteError;
 use crate::db::is_disk_full;
+use crate::db::sqlite_code;
 
 /// A domain error. A variant exists because the client, or the API, reacts to it differently.
 #[derive(Debug, thiserror::Error)]
@@ -112,13 +113,17 @@ fn is_lost_connection(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => true,
-        // PostgreSQL: connection exceptions, shutdowns, and statements cut off by our own time limits.
-        // SQLite: busy or locked by another process for longer than the busy timeout.
-        sqlx::Error::Database(error) => error.code().is_some_and(|code| {
-            code.starts_with("08")
-                || code.starts_with("57")
-                || matches!(&*code, "55P03" | "53300" | "5" | "6")
-        }),
+        sqlx::Error::Database(error) => match (sqlite_code(error.as_ref()), error.code()) {
+            // Busy or locked by another process for longer than the busy timeout; or its disk fails.
+            (Some(code), _) => matches!(code & 0xff, 5 | 6 | 10),
+            // Connection exceptions, shutdowns, and statements cut off by our own time limits.
+            (None, Some(code)) => {
+                code.starts_with("08")
+                    || code.starts_with("57")
+                    || matches!(&*code, "55P03" | "53300")
+            }
+            (None, None) => false,
+        },
         _ => false,
     }
 }
