@@ -11,6 +11,7 @@ mod health;
 mod idempotency;
 mod jobs;
 mod json;
+mod limits;
 mod list;
 mod models;
 mod parameters;
@@ -51,18 +52,13 @@ impl Api {
 
     /// Every path there is.
     pub fn router(&self) -> Router {
-        Router::new()
+        let routes = Router::new()
             .merge(files::routes())
             .merge(jobs::routes())
             .merge(models::routes())
             .merge(admin::routes())
-            .merge(health::routes())
-            .fallback(error::no_such_path)
-            .method_not_allowed_fallback(error::no_such_method)
-            .layer(CatchPanicLayer::custom(error::panicked))
-            .layer(axum::middleware::from_fn(rest::read))
-            .layer(axum::middleware::from_fn(request::identify))
-            .with_state(self.clone())
+            .merge(health::routes());
+        with_border(routes).with_state(self.clone())
     }
 
     /// What runs beside the requests, until it is dropped.
@@ -71,5 +67,66 @@ impl Api {
             self.requests.run(self.app.clone()),
             self.app.notices.run(self.app.db.clone())
         );
+    }
+}
+
+/// What stands around every path: the fallbacks, the limits, the request's id, and what a panic becomes.
+fn with_border<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
+    routes
+        .fallback(error::no_such_path)
+        .method_not_allowed_fallback(error::no_such_method)
+        .layer(CatchPanicLayer::custom(error::panicked))
+        .layer(axum::middleware::from_fn(limits::check))
+        .layer(axum::middleware::from_fn(rest::read))
+        .layer(axum::middleware::from_fn(request::identify))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::routing::get;
+    use axum::routing::post;
+    use serde_json::Value;
+    use serde_json::json;
+
+    use super::*;
+
+    async fn panics() {
+        panic!("canary of a panic");
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_answer_in_the_usual_form_and_the_connection_goes_on() {
+        let routes = Router::new()
+            .route("/panics", get(panics).post(panics))
+            .route("/fine", post(|body: axum::body::Bytes| async move { body.len().to_string() }));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let end = async { drop(stopped.await) };
+        let router = with_border(routes);
+        let drain = Duration::from_secs(5);
+        let server = tokio::spawn(async move { server::serve(listener, router, end, drain).await });
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        for body in [None, Some(vec![b'x'; 3 << 20])] {
+            let request = match body {
+                None => client.get(format!("{base}/panics")),
+                Some(body) => client.post(format!("{base}/panics")).body(body),
+            };
+            let response = request.send().await.unwrap();
+            assert_eq!(response.status(), 500);
+            assert!(response.headers().contains_key("x-request-id"));
+            assert_eq!(
+                response.json::<Value>().await.unwrap(),
+                json!({"error": {"message": "internal error", "type": "server_error", "param": null,
+                    "code": "internal_error"}})
+            );
+        }
+        let response = client.post(format!("{base}/fine")).body("four").send().await.unwrap();
+        assert_eq!(response.text().await.unwrap(), "4");
+        drop(client);
+        stop.send(()).unwrap();
+        server.await.unwrap();
     }
 }

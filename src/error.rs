@@ -27,12 +27,21 @@ pub enum Error {
     /// An idempotency key that was used with another request.
     #[error("{0}")]
     Mismatch(String),
+    /// A file that is larger than it may be.
     #[error("{0}")]
     TooLarge(String),
+    /// A body other than a file's.
+    #[error("{0}")]
+    BodyTooLarge(String),
+    #[error("{0}")]
+    HeadTooLarge(String),
     #[error("{0}")]
     UnsupportedMediaType(String),
     #[error("{0}")]
     SenderTooSlow(String),
+    /// Too many at once. There will be room again soon.
+    #[error("{message}")]
+    Limited { code: &'static str, message: String, retry_after: Duration },
     /// None of the providers that could have answered did.
     #[error("{0}")]
     ProvidersFailed(String),
