@@ -7,12 +7,13 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::server;
 use crate::app::App;
 use crate::error::Error;
 
 const MOST: Duration = Duration::from_secs(60);
-/// Requests that wait at the same time in one process; who comes later is asked to come again.
-const MAX_WAITERS: usize = 20_000;
+/// How soon who finds no place to wait is asked to come again.
+const COME_AGAIN: Duration = Duration::from_secs(1);
 
 /// The parameter, as it was sent.
 #[derive(Debug, Default, Deserialize)]
@@ -59,10 +60,13 @@ where
     if wait.is_zero() || is_final(&current) {
         return Ok(current);
     }
-    if app.notices.waiters() >= MAX_WAITERS {
-        return Err(Error::Unavailable {
-            what: "a place to wait",
-            source: anyhow::anyhow!("{MAX_WAITERS} requests wait already"),
+    // The other connections are for those who do not wait.
+    let most = server::max_connections() / 5 * 4;
+    if app.notices.waiters() >= most {
+        return Err(Error::Limited {
+            code: "too_many_waiting",
+            message: format!("{most} requests wait already; come again, or ask without `wait`"),
+            retry_after: COME_AGAIN,
         });
     }
     let deadline = Instant::now() + wait;
