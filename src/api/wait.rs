@@ -73,7 +73,9 @@ where
     let waiting = app.notices.wait_for(&app.db, subject).await?;
     loop {
         let changed = waiting.changed();
+        let turn = app.notices.turn().await;
         let current = read().await?;
+        drop(turn);
         if is_final(&current) || Instant::now() >= deadline || app.notices.is_closing() {
             return Ok(current);
         }
