@@ -3,6 +3,7 @@
 mod client;
 mod crew;
 pub mod database;
+mod disk;
 mod env;
 mod faults;
 mod process;
@@ -15,17 +16,20 @@ pub use client::answer;
 pub use crew::Crew;
 pub use database::Database;
 pub use database::Kind;
+pub use disk::Disk;
 pub use env::ADMIN_KEY;
 pub use env::ALICE_KEY;
 pub use env::BOB_KEY;
 pub use env::Env;
 pub use env::Options;
 pub use env::PROVIDER_KEY;
+pub use env::SmallDisk;
 pub use faults::mapping;
 pub use faults::status;
 pub use process::Process;
 pub use queue::Queue;
 pub use wire::RawForm;
+pub use wire::form_type;
 
 use std::time::Duration;
 use std::time::SystemTime;
