@@ -4,8 +4,10 @@
 mod border;
 mod cancellations;
 mod commands;
+mod connections;
 mod content;
 mod crashes;
+mod disks;
 mod filenames;
 mod jobs;
 mod lists;
@@ -20,6 +22,7 @@ mod repetition;
 mod sdk;
 mod secrets;
 mod shutdowns;
+mod slow;
 mod storm;
 mod support;
 mod takeovers;
