@@ -395,7 +395,8 @@ async fn weather(kind: Kind) {
     };
     println!("{kills} kills, {} answered, {} held, {lost} lost", answered.len(), held.len());
     // As if the holds of the dead had lapsed: then a repetition gets what there is, or makes it.
-    env.database.execute("UPDATE idempotency_keys SET held_until = 0").await;
+    let lapse = "UPDATE idempotency_keys SET held_until = 0 WHERE held_until IS NOT NULL";
+    env.database.execute(lapse).await;
     for parcel in held {
         let Sent::Answered(id) = send(&env.client, &parcel).await else {
             panic!("`{}` got no answer", parcel.key)
