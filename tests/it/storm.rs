@@ -407,9 +407,7 @@ async fn weather(kind: Kind) {
     for file in files(env).await {
         let name = file["filename"].as_str().unwrap().trim_end_matches(".txt").to_owned();
         let id = file["id"].as_str().unwrap().to_owned();
-        if !answered.contains_key(&name) {
-            answered.insert(name, id);
-        }
+        answered.entry(name).or_insert(id);
     }
     settle(env, answered.values()).await;
     env.quiet().await;
