@@ -12,6 +12,7 @@ mod health;
 mod idempotency;
 mod jobs;
 mod json;
+mod limits;
 mod list;
 mod models;
 mod parameters;
@@ -71,14 +72,7 @@ impl Api {
     pub fn router(&self) -> anyhow::Result<Router> {
         let (router, description) = routes().split_for_parts();
         let description = description::write(description)?;
-        Ok(router
-            .fallback(error::no_such_path)
-            .method_not_allowed_fallback(error::no_such_method)
-            .layer(Extension(description))
-            .layer(CatchPanicLayer::custom(error::panicked))
-            .layer(axum::middleware::from_fn(rest::read))
-            .layer(axum::middleware::from_fn(request::identify))
-            .with_state(self.clone()))
+        Ok(with_border(router.layer(Extension(description))).with_state(self.clone()))
     }
 
     /// What runs beside the requests, until it is dropped.
@@ -87,5 +81,66 @@ impl Api {
             self.requests.run(self.app.clone()),
             self.app.notices.run(self.app.db.clone())
         );
+    }
+}
+
+/// What stands around every path: the fallbacks, the limits, the request's id, and what a panic becomes.
+fn with_border<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
+    routes
+        .fallback(error::no_such_path)
+        .method_not_allowed_fallback(error::no_such_method)
+        .layer(CatchPanicLayer::custom(error::panicked))
+        .layer(axum::middleware::from_fn(limits::check))
+        .layer(axum::middleware::from_fn(rest::read))
+        .layer(axum::middleware::from_fn(request::identify))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::routing::get;
+    use axum::routing::post;
+    use serde_json::Value;
+    use serde_json::json;
+
+    use super::*;
+
+    async fn panics() {
+        panic!("canary of a panic");
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_answer_in_the_usual_form_and_the_connection_goes_on() {
+        let routes = Router::new()
+            .route("/panics", get(panics).post(panics))
+            .route("/fine", post(|body: axum::body::Bytes| async move { body.len().to_string() }));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let end = async { drop(stopped.await) };
+        let router = with_border(routes);
+        let drain = Duration::from_secs(5);
+        let server = tokio::spawn(async move { server::serve(listener, router, end, drain).await });
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        for body in [None, Some(vec![b'x'; 3 << 20])] {
+            let request = match body {
+                None => client.get(format!("{base}/panics")),
+                Some(body) => client.post(format!("{base}/panics")).body(body),
+            };
+            let response = request.send().await.unwrap();
+            assert_eq!(response.status(), 500);
+            assert!(response.headers().contains_key("x-request-id"));
+            assert_eq!(
+                response.json::<Value>().await.unwrap(),
+                json!({"error": {"message": "internal error", "type": "server_error", "param": null,
+                    "code": "internal_error"}})
+            );
+        }
+        let response = client.post(format!("{base}/fine")).body("four").send().await.unwrap();
+        assert_eq!(response.text().await.unwrap(), "4");
+        drop(client);
+        stop.send(()).unwrap();
+        server.await.unwrap();
     }
 }

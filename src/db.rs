@@ -342,18 +342,32 @@ fn is_conflict(error: &DbErr) -> bool {
     matches!(sql_state(error).as_deref(), Some("40001" | "40P01"))
 }
 
-/// The disk or a quota is full: SQLite's `SQLITE_FULL`, PostgreSQL's class 53100.
+/// The disk or a quota is full: SQLite's `SQLITE_FULL`, or no room for its shared memory
+/// (`SQLITE_IOERR_SHMSIZE`); PostgreSQL's 53100.
 pub fn is_disk_full(error: &DbErr) -> bool {
-    matches!(sql_state(error).as_deref(), Some("13" | "53100"))
+    let Some(error) = database_error(error) else { return false };
+    match sqlite_code(error) {
+        Some(code) => code & 0xff == 13 || code == 4874,
+        None => error.code().is_some_and(|code| code == "53100"),
+    }
+}
+
+/// SQLite's extended result code; its lowest byte is the plain one.
+pub fn sqlite_code(error: &dyn sqlx::error::DatabaseError) -> Option<i32> {
+    error.try_downcast_ref::<sqlite::Failure>().map(|failure| failure.code)
 }
 
 fn sql_state(error: &DbErr) -> Option<String> {
+    database_error(error)?.code().map(|code| code.into_owned())
+}
+
+fn database_error(error: &DbErr) -> Option<&dyn sqlx::error::DatabaseError> {
     let (DbErr::Exec(sea_orm::RuntimeErr::SqlxError(error))
     | DbErr::Query(sea_orm::RuntimeErr::SqlxError(error))) = error
     else {
         return None;
     };
-    error.as_database_error()?.code().map(|code| code.into_owned())
+    error.as_database_error()
 }
 
 fn no_writer(error: std::io::Error) -> DbErr {

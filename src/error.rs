@@ -7,6 +7,7 @@ use sea_orm::DbErr;
 use crate::blobs::BlobError;
 use crate::db::WriteError;
 use crate::db::is_disk_full;
+use crate::db::sqlite_code;
 
 /// A domain error. A variant exists because the client, or the API, reacts to it differently.
 #[derive(Debug, thiserror::Error)]
@@ -26,12 +27,21 @@ pub enum Error {
     /// An idempotency key that was used with another request.
     #[error("{0}")]
     Mismatch(String),
+    /// A file that is larger than it may be.
     #[error("{0}")]
     TooLarge(String),
+    /// A body other than a file's.
+    #[error("{0}")]
+    BodyTooLarge(String),
+    #[error("{0}")]
+    HeadTooLarge(String),
     #[error("{0}")]
     UnsupportedMediaType(String),
     #[error("{0}")]
     SenderTooSlow(String),
+    /// Too many at once. There will be room again soon.
+    #[error("{message}")]
+    Limited { code: &'static str, message: String, retry_after: Duration },
     /// None of the providers that could have answered did.
     #[error("{0}")]
     ProvidersFailed(String),
@@ -118,13 +128,17 @@ fn is_lost_connection(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => true,
-        // PostgreSQL: connection exceptions, shutdowns, and statements cut off by our own time limits.
-        // SQLite: busy or locked by another process for longer than the busy timeout.
-        sqlx::Error::Database(error) => error.code().is_some_and(|code| {
-            code.starts_with("08")
-                || code.starts_with("57")
-                || matches!(&*code, "55P03" | "53300" | "5" | "6")
-        }),
+        sqlx::Error::Database(error) => match (sqlite_code(error.as_ref()), error.code()) {
+            // Busy or locked by another process for longer than the busy timeout; or its disk fails.
+            (Some(code), _) => matches!(code & 0xff, 5 | 6 | 10),
+            // Connection exceptions, shutdowns, and statements cut off by our own time limits.
+            (None, Some(code)) => {
+                code.starts_with("08")
+                    || code.starts_with("57")
+                    || matches!(&*code, "55P03" | "53300")
+            }
+            (None, None) => false,
+        },
         _ => false,
     }
 }

@@ -18,6 +18,8 @@ use std::time::Instant;
 
 use sea_orm::DbErr;
 use tokio::sync::Notify;
+use tokio::sync::Semaphore;
+use tokio::sync::SemaphorePermit;
 use tokio::sync::futures::OwnedNotified;
 use uuid::Uuid;
 
@@ -35,6 +37,8 @@ const POLL: Duration = Duration::from_millis(200);
 /// How often the states of everything that is waited for are looked at, in case an event was missed.
 const SLOW_POLL: Duration = Duration::from_secs(5);
 const EVENTS_AT_ONCE: u64 = 1000;
+/// How many of those who were woken read their state at the same time.
+const READS_AT_ONCE: usize = 8;
 
 /// What changed, roughly: enough to know which loop to wake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +57,7 @@ pub struct Notices {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     work: Notify,
     change: Notify,
@@ -63,6 +67,7 @@ struct Inner {
     is_closing: AtomicBool,
     /// Where the loop stands in the events. `None` while nobody waits.
     cursor: tokio::sync::Mutex<Option<Cursor>>,
+    reads: Semaphore,
     relay: Option<Relay>,
 }
 
@@ -74,7 +79,18 @@ struct Waiters {
 
 impl Notices {
     pub fn new(relay: Option<Relay>) -> Self {
-        let notices = Self { inner: Arc::new(Inner { relay, ..Inner::default() }) };
+        let inner = Inner {
+            work: Notify::new(),
+            change: Notify::new(),
+            cancel: Notify::new(),
+            waiters: Mutex::default(),
+            count: AtomicUsize::new(0),
+            is_closing: AtomicBool::new(false),
+            cursor: tokio::sync::Mutex::default(),
+            reads: Semaphore::new(READS_AT_ONCE),
+            relay,
+        };
+        let notices = Self { inner: Arc::new(inner) };
         if let Some(relay) = &notices.inner.relay {
             let weak = Arc::downgrade(&notices.inner);
             relay.listen(move |hint| {
@@ -148,6 +164,12 @@ impl Notices {
             self.inner.change.notify_one();
         }
         Ok(Waiting { inner: Arc::clone(&self.inner), subject, notify })
+    }
+
+    /// Whose turn it is to read what it waits for. Thousands that wait for the same thing are woken at
+    /// once: all together they would take every connection to the database from everybody else.
+    pub async fn turn(&self) -> SemaphorePermit<'_> {
+        self.inner.reads.acquire().await.expect("nobody closes the semaphore")
     }
 
     /// Reads new events and wakes those who wait for their subjects, until the process ends.

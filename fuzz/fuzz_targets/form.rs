@@ -8,6 +8,7 @@ mod chunks;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -32,6 +33,8 @@ use tokio::runtime::Runtime;
 
 const BOUNDARY: &str = "b";
 const MAX_FILE_BYTES: u64 = 4096;
+/// The chunks are all there: nobody waits for a sender.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     Builder::new_current_thread().enable_all().build().expect("a runtime can be made")
@@ -98,7 +101,7 @@ fn read(chunks: &[&[u8]]) -> Result<Form, Error> {
     // Opened on the runtime, so not from within.
     LazyLock::force(&APP);
     RUNTIME.block_on(async {
-        let incoming = Incoming::new(Body::from_stream(stream::iter(chunks)), 1 << 20);
+        let incoming = Incoming::new(Body::from_stream(stream::iter(chunks)), 1 << 20, PATIENCE);
         form::read(&APP, &incoming, BOUNDARY.to_owned(), Keep::Nothing).await
     })
 }

@@ -190,12 +190,24 @@ fn form(error: &Error) -> Form {
             param: Some("file"),
             ..Form::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID, Some("file_too_large"))
         },
+        Error::BodyTooLarge(_) => {
+            Form::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID, Some("body_too_large"))
+        }
+        Error::HeadTooLarge(_) => Form::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            INVALID,
+            Some("headers_too_large"),
+        ),
         Error::UnsupportedMediaType(_) => {
             Form::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, Some("unsupported_media_type"))
         }
         Error::SenderTooSlow(_) => {
             Form::new(StatusCode::REQUEST_TIMEOUT, INVALID, Some("request_timeout"))
         }
+        Error::Limited { code, retry_after, .. } => Form {
+            retry_after: Some(*retry_after),
+            ..Form::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some(code))
+        },
         Error::ProvidersFailed(_) => {
             Form::new(StatusCode::BAD_GATEWAY, "server_error", Some("providers_failed"))
         }

@@ -31,6 +31,9 @@ use crate::idempotency::RecordId;
 use crate::idempotency::Request;
 
 const MAX_KEY: usize = 255;
+/// Keys that could not be let go, and are tried again; beyond them, a key lapses by itself.
+const MAX_UNRELEASED: usize = 1000;
+const RELEASE_AGAIN: Duration = Duration::from_secs(1);
 /// How soon after they were sent answers are forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(1);
 
@@ -76,13 +79,21 @@ pub struct Requests {
     /// The records whose requests run here. Only these are kept: one whose request is gone lapses.
     running: Arc<Mutex<HashSet<RecordId>>>,
     sent: Arc<Mutex<Vec<RecordId>>>,
+    /// The records of requests that made nothing, which the database could not delete.
+    unreleased: Arc<Mutex<Vec<RecordId>>>,
     wake: Arc<Notify>,
 }
 
 impl Requests {
     pub fn new() -> Self {
         let holder = uuid::Uuid::new_v4().to_string().into();
-        Self { holder, running: Arc::default(), sent: Arc::default(), wake: Arc::default() }
+        Self {
+            holder,
+            running: Arc::default(),
+            sent: Arc::default(),
+            unreleased: Arc::default(),
+            wake: Arc::default(),
+        }
     }
 
     pub fn holder(&self) -> &str {
@@ -133,29 +144,62 @@ impl Requests {
         self.lock_running().remove(&record);
     }
 
-    /// Lets a key go whose request made nothing.
+    /// Lets a key go whose request made nothing; soon, if the database is away or full now.
     pub async fn release(&self, app: &App, record: RecordId) {
         self.ended(record);
+        if let Err(error) = self.delete(app, [record].into()).await {
+            tracing::warn!(error = %error, "could not release an idempotency key that its request left; it is free in 30 s at the latest");
+            self.keep_unreleased([record].into());
+        }
+    }
+
+    async fn delete(&self, app: &App, records: Arc<[RecordId]>) -> Result<(), DbErr> {
         let holder = Arc::clone(&self.holder);
-        let released = app
-            .db
+        app.db
             .intake(move |tx| {
-                let holder = Arc::clone(&holder);
-                Box::pin(async move { idempotency::release(tx, record, &holder).await })
+                let (holder, records) = (Arc::clone(&holder), Arc::clone(&records));
+                Box::pin(async move {
+                    for record in records.iter() {
+                        idempotency::release(tx, *record, &holder).await?;
+                    }
+                    Ok(())
+                })
             })
-            .await;
-        if let Err(error) = released {
-            tracing::warn!(error = %error, "could not release an idempotency key that its request left; it is free in 30 s");
+            .await
+    }
+
+    fn keep_unreleased(&self, records: Arc<[RecordId]>) {
+        let mut unreleased = self.lock_unreleased();
+        let room = MAX_UNRELEASED.saturating_sub(unreleased.len());
+        unreleased.extend(records.iter().take(room));
+    }
+
+    async fn release_again(&self, app: &App) {
+        let unreleased = std::mem::take(&mut *self.lock_unreleased());
+        // One may have lapsed meanwhile, and a repetition of its request have begun here.
+        let running = self.lock_running().clone();
+        let records: Arc<[RecordId]> =
+            unreleased.into_iter().filter(|record| !running.contains(record)).collect();
+        // That it failed was logged when it did first.
+        if !records.is_empty() && self.delete(app, Arc::clone(&records)).await.is_err() {
+            self.keep_unreleased(records);
         }
     }
 
     /// Keeps the holds of this process, and forgets the answers that were sent, until it ends.
     pub async fn run(&self, app: App) {
         let mut renewals = tokio::time::interval(HOLD / 3);
-        renewals.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut releases = tokio::time::interval(RELEASE_AGAIN);
+        for ticks in [&mut renewals, &mut releases] {
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        }
         loop {
             let result = tokio::select! {
                 _ = renewals.tick() => self.renew(&app).await,
+                _ = releases.tick() => {
+                    self.release_again(&app).await;
+                    Ok(())
+                }
                 () = self.wake.notified() => {
                     tokio::time::sleep(FORGET_AFTER).await;
                     self.forget_sent(&app).await
@@ -197,6 +241,10 @@ impl Requests {
 
     fn lock_sent(&self) -> std::sync::MutexGuard<'_, Vec<RecordId>> {
         self.sent.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn lock_unreleased(&self) -> std::sync::MutexGuard<'_, Vec<RecordId>> {
+        self.unreleased.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// An answer whose record is forgotten once it was sent to its end.

@@ -1,17 +1,27 @@
 //! JSON bodies: a rejection in OpenAI's form, and no body where a client sends none.
 
-use axum::body::Bytes;
+use axum::extract::FromRef;
 use axum::extract::FromRequest;
 use axum::extract::Request;
 use axum::http::header::CONTENT_TYPE;
+use futures_util::TryStreamExt as _;
 use serde::de::DeserializeOwned;
 
+use super::body::Incoming;
+use super::body::Stopped;
+use crate::app::App;
 use crate::error::Error;
+
+/// The longest JSON body.
+const MOST: u64 = 2 * 1024 * 1024;
 
 /// The body, if there is one. `Content-Type: application/json` without a body (the Python SDK) is none.
 pub struct OptionalJson<T>(pub Option<T>);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for OptionalJson<T> {
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for OptionalJson<T>
+where
+    App: FromRef<S>,
+{
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
@@ -19,12 +29,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for OptionalJson<T> {
             request.headers().get(CONTENT_TYPE).and_then(|header| header.to_str().ok());
         let is_json = content_type
             .is_none_or(|text| text.to_ascii_lowercase().starts_with("application/json"));
-        let body = Bytes::from_request(request, state).await.map_err(|_| {
-            Error::TooLarge(
-                "the JSON body is longer than 2 MB, or it broke off; send it whole, and shorter"
-                    .to_owned(),
-            )
-        })?;
+        let patience = App::from_ref(state).config.server.body_timeout;
+        let incoming = Incoming::new(request.into_body(), MOST, patience);
+        let body = read(incoming).await?;
         if body.iter().all(u8::is_ascii_whitespace) {
             return Ok(Self(None));
         }
@@ -38,5 +45,28 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for OptionalJson<T> {
             code: Some("invalid_json"),
             message: format!("the body is not the JSON that is expected here: {error}"),
         })
+    }
+}
+
+async fn read(mut incoming: Incoming) -> Result<Vec<u8>, Error> {
+    let mut body = Vec::new();
+    while let Some(bytes) =
+        incoming.try_next().await.map_err(|stopped| refusal(&incoming, stopped))?
+    {
+        incoming.progress();
+        body.extend_from_slice(&bytes);
+    }
+    Ok(body)
+}
+
+fn refusal(incoming: &Incoming, stopped: Stopped) -> Error {
+    match stopped {
+        Stopped::TooLong => Error::BodyTooLarge("the JSON body is longer than 2 MiB".to_owned()),
+        Stopped::Silent | Stopped::Slow => incoming.too_slow(stopped),
+        Stopped::NoProgress | Stopped::Lost => Error::Invalid {
+            param: None,
+            code: Some("invalid_json"),
+            message: format!("the body is not complete: {stopped}"),
+        },
     }
 }

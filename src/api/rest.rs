@@ -11,6 +11,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::body::BodyDataStream;
 use axum::extract::Request;
+use axum::http::StatusCode;
 use axum::http::header::EXPECT;
 use axum::middleware::Next;
 use axum::response::Response;
@@ -34,7 +35,9 @@ pub async fn read(request: Request, next: Next) -> Response {
     let rest = Rest { source: Arc::new(Mutex::new(Source::new(body))) };
     let handled = Request::from_parts(parts, Body::from_stream(rest.clone()));
     let response = next.run(handled).await;
-    if !waits_to_be_asked || rest.source().was_asked_for {
+    // Whoever was too slow for the handler is not waited for here either.
+    let is_slow = response.status() == StatusCode::REQUEST_TIMEOUT;
+    if !is_slow && (!waits_to_be_asked || rest.source().was_asked_for) {
         rest.forget().await;
     }
     response

@@ -8,12 +8,13 @@ use tokio::time::Instant;
 use utoipa::IntoParams;
 use uuid::Uuid;
 
+use super::server;
 use crate::app::App;
 use crate::error::Error;
 
 const MOST: Duration = Duration::from_secs(60);
-/// Requests that wait at the same time in one process; who comes later is asked to come again.
-const MAX_WAITERS: usize = 20_000;
+/// How soon who finds no place to wait is asked to come again.
+const COME_AGAIN: Duration = Duration::from_secs(1);
 
 /// The parameter, as it was sent.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -64,17 +65,22 @@ where
     if wait.is_zero() || is_final(&current) {
         return Ok(current);
     }
-    if app.notices.waiters() >= MAX_WAITERS {
-        return Err(Error::Unavailable {
-            what: "a place to wait",
-            source: anyhow::anyhow!("{MAX_WAITERS} requests wait already"),
+    // The other connections are for those who do not wait.
+    let most = server::max_connections() / 5 * 4;
+    if app.notices.waiters() >= most {
+        return Err(Error::Limited {
+            code: "too_many_waiting",
+            message: format!("{most} requests wait already; come again, or ask without `wait`"),
+            retry_after: COME_AGAIN,
         });
     }
     let deadline = Instant::now() + wait;
     let waiting = app.notices.wait_for(&app.db, subject).await?;
     loop {
         let changed = waiting.changed();
+        let turn = app.notices.turn().await;
         let current = read().await?;
+        drop(turn);
         if is_final(&current) || Instant::now() >= deadline || app.notices.is_closing() {
             return Ok(current);
         }

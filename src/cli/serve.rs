@@ -164,6 +164,7 @@ impl Running {
             shutdown: shutdown.clone(),
         };
         if parts.has_intake() {
+            server::take_descriptors();
             running.new_admin_key = make_admin_key(&app).await?;
             let listen = app.config.server.listen;
             let listener = TcpListener::bind(listen).await.with_context(|| {

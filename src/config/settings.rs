@@ -28,6 +28,10 @@ pub struct Server {
     /// The largest upload; 413 past it.
     #[serde(deserialize_with = "size::positive")]
     pub max_file_bytes: ByteSize,
+    /// A sender that is silent this long in the middle of a body, or that brings less than 1 KiB for each
+    /// second of it, is given up: 408.
+    #[serde(deserialize_with = "duration::positive")]
+    pub body_timeout: Duration,
     /// Whether `/metrics` is answered without a key.
     pub open_metrics: bool,
     /// Where a file goes that names no models; when empty, naming them is required. Each is the name of a model.
@@ -39,6 +43,7 @@ impl Default for Server {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 4700)),
             max_file_bytes: ByteSize::mebibytes(512),
+            body_timeout: Duration::from_secs(30),
             open_metrics: false,
             default_models: Vec::new(),
         }

@@ -279,8 +279,8 @@ fn failure(error: rusqlite::Error) -> RuntimeErr {
 /// SQLite's extended result code, and what it says of it.
 #[derive(Debug, thiserror::Error)]
 #[error("(code: {code}) {message}")]
-struct Failure {
-    code: i32,
+pub struct Failure {
+    pub code: i32,
     message: String,
 }
 

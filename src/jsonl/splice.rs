@@ -2,13 +2,17 @@
 
 use std::{io, mem};
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{
     ByteStream, Edits,
     edits::{Action, Edit, Replacement},
 };
+
+/// Pieces are joined up to this size: between two edits lie a few hundred bytes, and every piece costs
+/// whoever sends it a frame.
+const JOINED: usize = 64 * 1024;
 
 impl Edits {
     /// The rewritten file: `body` with `model` in every place of this list.
@@ -26,7 +30,7 @@ impl Edits {
             replacement: Replacement::new(model),
         };
         stream::try_unfold(splice, async |mut splice| {
-            Ok(splice.next_chunk().await?.map(|chunk| (chunk, splice)))
+            Ok(splice.next_joined().await?.map(|chunk| (chunk, splice)))
         })
         .boxed()
     }
@@ -45,6 +49,26 @@ struct Splice<I> {
 }
 
 impl<I: Iterator<Item = Edit>> Splice<I> {
+    async fn next_joined(&mut self) -> io::Result<Option<Bytes>> {
+        let mut joined = BytesMut::new();
+        while joined.len() < JOINED {
+            match self.next_chunk().await? {
+                None if joined.is_empty() => return Ok(None),
+                None => break,
+                Some(piece) if joined.is_empty() && piece.len() >= JOINED => {
+                    return Ok(Some(piece));
+                }
+                Some(piece) => {
+                    if joined.is_empty() {
+                        joined.reserve(JOINED + piece.len());
+                    }
+                    joined.extend_from_slice(&piece);
+                }
+            }
+        }
+        Ok(Some(joined.freeze()))
+    }
+
     async fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
         loop {
             // Never while a value is being dropped: a comma at least lies before the next edit.
@@ -72,7 +96,7 @@ impl<I: Iterator<Item = Edit>> Splice<I> {
         }
     }
 
-    /// The bytes up to the next edit, as far as they are here. They are shared, not copied.
+    /// The bytes up to the next edit, as far as they are here.
     fn pass_on(&mut self) -> Bytes {
         match &mut self.next {
             None => mem::take(&mut self.chunk),

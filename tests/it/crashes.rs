@@ -20,7 +20,6 @@ use crate::support::Options;
 use crate::support::Part;
 use crate::support::eventually;
 use crate::support::mapping;
-use crate::support::now;
 
 const BOTH: [Kind; 2] = [Kind::Sqlite, Kind::Postgres];
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -45,23 +44,10 @@ async fn a_body_that_was_not_whole_at_a_crash_leaves_a_blob_that_goes_when_it_is
     let (_, files) = env.client.get("/v1/files").await;
     assert_eq!(files["data"], json!([]));
     assert_eq!(env.blobs(), 1, "a blob that may still be written to was taken for an orphan");
-    age(&env.folder().join("blobs").join("uploads"));
+    env.age_blobs();
     env.restart();
     eventually(PATIENCE, async || (env.blobs() == 0).then_some(())).await;
     assert_eq!(env.calls("a", Operation::Upload), 0);
-}
-
-/// Makes every file in a folder two hours old.
-fn age(folder: &std::path::Path) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            age(&path);
-        } else {
-            let file = std::fs::File::options().write(true).open(path).unwrap();
-            file.set_modified(now() - Duration::from_secs(7200)).unwrap();
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

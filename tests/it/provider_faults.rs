@@ -69,7 +69,6 @@ async fn an_upload_whose_answer_is_lost_or_useless_is_adopted_and_not_repeated()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_that_may_have_taken_effect_is_repeated_once_the_list_was_asked_twice() {
     let faults = vec![
-        Fault::DropBefore,
         Fault::status(500, json!({"error": {"message": "oh"}})),
         Fault::status(502, json!("<html>Bad gateway</html>")),
         Fault::status(504, Value::Null),
@@ -126,10 +125,61 @@ async fn a_connection_cut_in_the_middle_of_a_body_is_a_plain_retry() {
     env.assert_one_copy(&file);
 }
 
+/// Models with an account each, as many as places to cut at.
+fn models(count: usize) -> &'static [&'static str] {
+    let names = (0..count).map(|number| &*format!("m{number}").leak());
+    names.collect::<Vec<_>>().leak()
+}
+
+/// One file to many models, at each of which the connection is cut at another place.
+async fn cut(places: Vec<Fault>) -> (Env, Value) {
+    let models = models(places.len());
+    let env = Env::with(Options { models, ..Options::default() }).await;
+    for (account, fault) in models.iter().zip(places) {
+        env.spoil(account, fault);
+    }
+    let file = env.client.upload(models).await;
+    let file = env.client.settled(file["id"].as_str().unwrap()).await;
+    assert_eq!(file["status"], "processed", "{file}");
+    env.quiet().await;
+    env.assert_one_copy(&file);
+    (env, file)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_drips_is_read_to_its_end() {
-    let env = Env::start().await;
-    env.spoil("a", Fault::Drip { interval_ms: 3 });
+async fn a_connection_cut_at_any_byte_of_the_answer_is_one_copy() {
+    let places = (0..24).map(|place| Fault::CutAnswer { after_bytes: place * 15 });
+    let (env, _) = cut(places.collect()).await;
+    for model in env.options.models {
+        assert_eq!(env.calls(model, Operation::Upload), 1, "{model}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_cut_at_any_byte_of_the_body_is_one_copy() {
+    // Behind the head, too: it may be that all was sent by then, or not.
+    let places = (0..24).map(|place| Fault::CutBody { after_bytes: place * 25 });
+    let (env, _) = cut(places.chain([Fault::DropBefore]).collect()).await;
+    for model in env.options.models {
+        assert_eq!(env.sandbox.stats(model).files_created, 1, "{model}");
+    }
+}
+
+/// A success that is packed, as no driver asked for: it is not unpacked, however small it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_compressed_is_useless_and_the_copy_adopted() {
+    let headers = [("content-encoding", "gzip"), ("content-type", "application/json")];
+    let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let packed = Fault::AfterEffect { status: 200, headers, body: json!("\u{1f}packed") };
+    let (env, _) = cut(vec![packed]).await;
+    assert_eq!(env.calls("m0", Operation::Upload), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_drips_for_longer_than_silence_may_last_is_read_to_its_end() {
+    let provider = "timeout = \"1s\"\n".to_owned();
+    let env = Env::with(Options { provider, ..Options::default() }).await;
+    env.spoil("a", Fault::Drip { interval_ms: 20 });
     let file = env.client.upload(&["a"]).await;
     let file = env.client.settled(file["id"].as_str().unwrap()).await;
     assert_eq!(mapping(&file, "a")["attempts"], 1, "{file}");
@@ -166,6 +216,17 @@ async fn a_permanent_refusal_fails_one_model_and_can_be_retried() {
     assert_eq!(env.calls("a", Operation::Upload), 1);
 }
 
+/// Waits until the provider's list shows two copies.
+async fn both_show(env: &Env) {
+    eventually(Duration::from_secs(30), async || {
+        let url = format!("{}/files", env.sandbox.base_url("a"));
+        let list = env.client.http.get(url).bearer_auth("any").send().await.unwrap();
+        let list: Value = list.json().await.unwrap();
+        (list["data"].as_array().unwrap().len() == 2).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_shows_only_after_the_lag_is_removed() {
     let env = Env::start().await;
@@ -176,16 +237,71 @@ async fn a_copy_that_shows_only_after_the_lag_is_removed() {
     let file = env.client.settled(file["id"].as_str().unwrap()).await;
     assert_eq!(file["status"], "processed", "{file}");
     assert_eq!(env.sandbox.live_files("a").len(), 2);
-    eventually(Duration::from_secs(30), async || {
-        let url = format!("{}/files", env.sandbox.base_url("a"));
-        let list = env.client.http.get(url).bearer_auth("any").send().await.unwrap();
-        let list: Value = list.json().await.unwrap();
-        (list["data"].as_array().unwrap().len() == 2).then_some(())
-    })
-    .await;
+    both_show(&env).await;
     env.quiet().await;
     env.assert_one_copy(&file);
     assert_eq!(env.client.file(file["id"].as_str().unwrap()).await["status"], "processed");
+}
+
+/// A provider that denies what it just made: by its list, by the file's own path, and when it is deleted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_404_right_after_a_create_changes_nothing() {
+    let env = Env::start().await;
+    for operation in [Operation::Get, Operation::Content] {
+        let gone = FaultRule::new(operation, Fault::status(404, Value::Null));
+        env.spoil_as("a", FaultRule { times: 0, ..gone });
+    }
+    env.sandbox.configure("b", Settings { list_lag_ms: 3000, ..Settings::default() });
+    let file = env.client.upload(&["a", "b"]).await;
+    let file = env.client.settled(file["id"].as_str().unwrap()).await;
+    assert_eq!(file["status"], "processed", "{file}");
+    env.quiet().await;
+    assert_eq!(env.client.file(file["id"].as_str().unwrap()).await, file);
+    env.assert_one_copy(&file);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_copy_that_is_gone_when_it_is_deleted_counts_as_deleted() {
+    let env = Env::start().await;
+    env.spoil("a", Fault::LostAnswer);
+    env.sandbox.configure("a", Settings { list_lag_ms: 1500, ..Settings::default() });
+    let gone = status(404, &[], json!({"error": {"message": "No such File object"}}));
+    env.spoil_as("a", FaultRule::new(Operation::Delete, gone));
+    let file = env.client.upload(&["a"]).await;
+    let file = env.client.settled(file["id"].as_str().unwrap()).await;
+    assert_eq!(file["status"], "processed", "{file}");
+    assert_eq!(env.sandbox.live_files("a").len(), 2);
+    both_show(&env).await;
+    env.quiet().await;
+    assert!(env.calls("a", Operation::Delete) >= 1);
+    let strays = "SELECT count(*) FROM strays WHERE deleted_at IS NULL";
+    assert_eq!(env.database.count(strays).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_copy_that_its_provider_will_not_delete_is_a_dead_letter_that_can_be_retried() {
+    for code in [405, 501] {
+        let env = Env::start().await;
+        env.spoil("a", Fault::LostAnswer);
+        env.sandbox.configure("a", Settings { list_lag_ms: 1500, ..Settings::default() });
+        let refused = FaultRule::new(Operation::Delete, Fault::status(code, Value::Null));
+        env.spoil_as("a", FaultRule { times: 0, ..refused });
+        let file = env.client.upload(&["a"]).await;
+        let file = env.client.settled(file["id"].as_str().unwrap()).await;
+        assert_eq!(file["status"], "processed", "{file}");
+        both_show(&env).await;
+        env.quiet().await;
+        let (_, jobs) = env.client.get("/v1/jobs?kind=verify_upload&status=failed").await;
+        let job = &jobs["data"][0];
+        assert_eq!(job["error"]["code"], "provider_unsupported", "{jobs}");
+        assert_eq!(env.client.file(file["id"].as_str().unwrap()).await, file);
+
+        env.sandbox.clear_faults("a");
+        let path = format!("/v1/jobs/{}/retry", job["id"].as_str().unwrap());
+        assert_eq!(env.client.post(&path, json!({})).await.0, 200);
+        env.quiet().await;
+        env.assert_one_copy(&file);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

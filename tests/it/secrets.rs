@@ -1,8 +1,11 @@
 //! Secrets: no key appears anywhere but where it was configured.
 
+use std::time::Duration;
+
 use longshore::sandbox::Fault;
 use longshore::sandbox::FaultRule;
 use longshore::sandbox::Operation;
+use reqwest::Method;
 use sea_orm::ConnectionTrait as _;
 use serde_json::json;
 
@@ -10,14 +13,26 @@ use crate::support::ADMIN_KEY;
 use crate::support::ALICE_KEY;
 use crate::support::BOB_KEY;
 use crate::support::Env;
+use crate::support::Kind;
+use crate::support::Options;
 use crate::support::PROVIDER_KEY;
+use crate::support::Process;
+use crate::support::answer;
 use crate::support::eventually;
 
-const KEYS: [&str; 4] = [ADMIN_KEY, ALICE_KEY, BOB_KEY, PROVIDER_KEY];
+/// The keys that must not be seen: as they are, and as the digits of their bytes.
+struct Keys(Vec<String>);
 
-fn is_clean(what: &str, text: &str) {
-    for key in KEYS {
-        assert!(!text.contains(key), "`{key}` is in {what}");
+impl Keys {
+    fn new(keys: &[&str]) -> Self {
+        let hexadecimal = keys.iter().map(|key| data_encoding::HEXLOWER.encode(key.as_bytes()));
+        Self(keys.iter().map(|key| (*key).to_owned()).chain(hexadecimal).collect())
+    }
+
+    fn are_not_in(&self, what: &str, text: &str) {
+        for key in &self.0 {
+            assert!(!text.contains(key), "`{key}` is in {what}");
+        }
     }
 }
 
@@ -36,9 +51,39 @@ fn contents(folder: &std::path::Path) -> Vec<(String, String)> {
     found
 }
 
-#[tokio::test]
-async fn no_key_is_in_a_log_a_metric_an_answer_or_the_database() {
-    let env = Env::start().await;
+/// Every value of every column of every table, as text.
+async fn values(env: &Env) -> Vec<(String, String)> {
+    let columns = match env.options.kind {
+        Kind::Sqlite => {
+            "SELECT t.name, c.name, c.type FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table'"
+        }
+        Kind::Postgres => {
+            "SELECT table_name::text, column_name::text, data_type::text FROM information_schema.columns \
+             WHERE table_schema = 'public'"
+        }
+    };
+    let mut found = Vec::new();
+    for row in env.database.query(columns).await {
+        let text = |index| row.try_get_by_index::<String>(index).unwrap();
+        let (table, column, kind) = (text(0), text(1), text(2));
+        let value = match (env.options.kind, kind.as_str()) {
+            (Kind::Sqlite, _) => format!("CAST(\"{column}\" AS TEXT)"),
+            (Kind::Postgres, "bytea") => format!("encode(\"{column}\", 'escape')"),
+            (Kind::Postgres, _) => format!("\"{column}\"::text"),
+        };
+        let sql = format!("SELECT {value} FROM \"{table}\" WHERE \"{column}\" IS NOT NULL");
+        for row in env.database.query(&sql).await {
+            // Bytes that are no text hold no key either: those are looked for in the files.
+            if let Ok(value) = row.try_get_by_index::<String>(0) {
+                found.push((format!("{table}.{column}"), value));
+            }
+        }
+    }
+    found
+}
+
+async fn all_is_clean(kind: Kind) {
+    let env = Env::with(Options { log: "trace", ..Options::on(kind) }).await;
     let (admin, bob) = (env.as_key(ADMIN_KEY), env.as_key(BOB_KEY));
     // A provider that repeats the key it was sent, in each of its refusals.
     let refusal = json!({"error": {"message": format!("Incorrect API key provided: {PROVIDER_KEY}."),
@@ -47,10 +92,14 @@ async fn no_key_is_in_a_log_a_metric_an_answer_or_the_database() {
         let rule = FaultRule::new(Operation::Upload, Fault::status(status, refusal.clone()));
         env.sandbox.add_fault(account, rule).unwrap();
     }
+    // A key that is made here is said once, in this answer.
+    let (_, made) = admin.post("/v1/admin/keys", json!({"owner": "carol"})).await;
+    let carol = env.as_key(made["key"].as_str().unwrap());
+    let keys = Keys::new(&[ADMIN_KEY, ALICE_KEY, BOB_KEY, PROVIDER_KEY, &carol.key]);
     let mut answers = Vec::new();
     let file = env.client.upload(&["a", "b", "c"]).await;
     let path = format!("/v1/files/{}", file["id"].as_str().unwrap());
-    eventually(std::time::Duration::from_secs(30), async || {
+    eventually(Duration::from_secs(30), async || {
         let file = env.client.get(&path).await.1;
         let has_ended = file["mappings"][0]["error"].is_object()
             && file["mappings"][1]["status"] == "failed"
@@ -58,7 +107,15 @@ async fn no_key_is_in_a_log_a_metric_an_answer_or_the_database() {
         has_ended.then_some(())
     })
     .await;
-    bob.upload(&["b"]).await;
+    for client in [&bob, &carol] {
+        let key = ("Idempotency-Key", "k");
+        let form = crate::support::RawForm::new()
+            .field("purpose", "user_data")
+            .field("target_model_names", "b")
+            .file("in.txt", b"x");
+        let request = client.raw_upload(form.end()).header(key.0, key.1);
+        assert_eq!(request.send().await.unwrap().status(), 200);
+    }
     for path in [
         &path,
         "/v1/files",
@@ -68,17 +125,14 @@ async fn no_key_is_in_a_log_a_metric_an_answer_or_the_database() {
         "/v1/admin/providers",
         "/metrics",
         "/readyz",
+        "/v1/nowhere",
+        "/v1/files?limit=x",
     ] {
         answers.push(admin.get(path).await.1.to_string());
     }
     for job in admin.get("/v1/jobs").await.1["data"].as_array().unwrap().iter() {
-        answers.push(
-            admin
-                .get(&format!("/v1/jobs/{}/attempts", job["id"].as_str().unwrap()))
-                .await
-                .1
-                .to_string(),
-        );
+        let path = format!("/v1/jobs/{}/attempts", job["id"].as_str().unwrap());
+        answers.push(admin.get(&path).await.1.to_string());
     }
     for key in [&format!("{ALICE_KEY}x"), &PROVIDER_KEY.to_owned()] {
         let (status, error) = env.as_key(key).get("/v1/files").await;
@@ -86,20 +140,61 @@ async fn no_key_is_in_a_log_a_metric_an_answer_or_the_database() {
         answers.push(error.to_string());
     }
     answers.push(bob.get(&path).await.1.to_string());
-    is_clean("an answer", &answers.join("\n"));
-    is_clean("the log", &env.server.log());
-    is_clean("the output", &env.server.output());
-    let db = env.database.open().await;
-    db.read().execute_unprepared("PRAGMA wal_checkpoint(FULL)").await.unwrap();
-    let files = contents(&env.folder());
-    assert!(
-        files
-            .iter()
-            .any(|(name, text)| name.ends_with("longshore.db") && text.contains("invalid_api_key")
-                || name.ends_with("-wal") && text.contains("credential_rejected")),
-        "the search found no database"
+    let revoked = format!("/v1/admin/keys/{}", made["id"].as_str().unwrap());
+    let (_, gone) = answer(admin.request(Method::DELETE, &revoked).send().await.unwrap()).await;
+    answers.push(gone.to_string());
+    keys.are_not_in("an answer", &answers.join("\n"));
+    let log = env.server.log();
+    assert!(log.contains("\"TRACE\""), "the log does not tell all");
+    keys.are_not_in("the log", &log);
+    keys.are_not_in("the output", &env.server.output());
+    let rows = values(&env).await;
+    for what in [
+        "files.managed_id",
+        "mappings.error",
+        "jobs.payload",
+        "job_attempts.error",
+        "lanes.credential",
+    ] {
+        assert!(rows.iter().any(|(column, _)| column == what), "the search found no `{what}`");
+    }
+    for (column, value) in rows {
+        keys.are_not_in(&column, &value);
+    }
+    if kind == Kind::Sqlite {
+        let db = env.database.open().await;
+        db.read().execute_unprepared("PRAGMA wal_checkpoint(FULL)").await.unwrap();
+    }
+    for (name, text) in contents(&env.folder()) {
+        keys.are_not_in(&name, &text);
+    }
+}
+
+#[tokio::test]
+async fn no_key_is_in_a_log_a_metric_an_answer_or_a_row_on_sqlite() {
+    all_is_clean(Kind::Sqlite).await;
+}
+
+#[tokio::test]
+async fn no_key_is_in_a_log_a_metric_an_answer_or_a_row_on_postgres() {
+    all_is_clean(Kind::Postgres).await;
+}
+
+#[test]
+fn passwords_of_a_database_and_of_redis_are_not_said_when_they_cannot_be_reached() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = Keys::new(&["database-canary-51c0", "redis-canary-9b2e", ADMIN_KEY]);
+    let configuration = format!(
+        "[database]\nurl = \"postgres://longshore:database-canary-51c0@127.0.0.1:1/longshore\"\n\
+         [redis]\nurl = \"redis://:redis-canary-9b2e@127.0.0.1:1\"\n[auth]\nadmin_key = \"{ADMIN_KEY}\"\n"
     );
-    for (name, text) in files {
-        is_clean(&name, &text);
+    std::fs::write(folder.path().join("longshore.toml"), configuration).unwrap();
+    for arguments in [&["up"][..], &["migrate", "status"], &["config", "check"]] {
+        let mut process = Process::start(folder.path(), arguments, &[("LONGSHORE_LOG", "trace")]);
+        process.wait(Duration::from_secs(30));
+        let (output, log) = process.all();
+        assert!(!output.is_empty() || log.contains("cannot open the database"), "{output}{log}");
+        keys.are_not_in("the output", &output);
+        keys.are_not_in("the log", &log);
     }
 }

@@ -104,7 +104,7 @@ pub async fn create(
     if let Some(Begun::Fresh(record)) = &begun {
         hold.record = Some(*record);
     }
-    let incoming = Incoming::new(body, limit);
+    let incoming = Incoming::new(body, limit, api.app.config.server.body_timeout);
     let request = Request {
         owner: caller.owner,
         request_id: request_id.0,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use multer::Multipart;
 use sha2::Digest;
 use sha2::Sha256;
@@ -161,6 +162,11 @@ pub async fn read(
             }
         }
     }
+    // What breaks off behind the closing boundary is broken too: its sender does not take it for sent.
+    let mut rest = incoming.clone();
+    while let Some(next) = rest.next().await {
+        next.map_err(|stopped| stopped_error(app, incoming, stopped))?;
+    }
     let file = file.ok_or_else(|| {
         Error::missing("file", "`file` is missing; send the file as a form field")
     })?;
@@ -173,20 +179,22 @@ pub async fn read(
 
 fn form_error(app: &App, incoming: &Incoming, error: &multer::Error) -> Error {
     match incoming.stopped() {
-        Some(Stopped::TooLong) => too_large(app),
-        Some(Stopped::Silent) => Error::SenderTooSlow(
-            "nothing arrived for 30 seconds in the middle of the body".to_owned(),
-        ),
-        Some(Stopped::NoProgress) => {
-            malformed("a boundary or a header of a part is missing or too long")
-        }
-        Some(Stopped::Lost) => malformed("the connection was lost in the middle of the body"),
+        Some(stopped) => stopped_error(app, incoming, stopped),
         None => malformed(&match error {
             multer::Error::IncompleteStream | multer::Error::IncompleteFieldData { .. } => {
                 "the body ended before the closing boundary".to_owned()
             }
             other => other.to_string(),
         }),
+    }
+}
+
+fn stopped_error(app: &App, incoming: &Incoming, stopped: Stopped) -> Error {
+    match stopped {
+        Stopped::TooLong => too_large(app),
+        Stopped::Silent | Stopped::Slow => incoming.too_slow(stopped),
+        Stopped::NoProgress => malformed("a boundary or a header of a part is missing or too long"),
+        Stopped::Lost => malformed("the connection was lost in the middle of the body"),
     }
 }
 

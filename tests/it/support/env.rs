@@ -1,13 +1,16 @@
 //! A whole installation for one test: sandbox, database, configuration, server.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use longshore::sandbox::Sandbox;
 use tempfile::TempDir;
 
 use super::Client;
 use super::Database;
+use super::Disk;
 use super::Process;
 use super::database::Kind;
 
@@ -17,6 +20,8 @@ pub struct Options {
     pub kind: Kind,
     /// The configuration is this text, in front of the usual one's tables.
     pub extra: String,
+    /// Settings of the section `server`.
+    pub server: String,
     /// Settings of every provider.
     pub provider: String,
     pub lease: &'static str,
@@ -25,6 +30,29 @@ pub struct Options {
     pub models: &'static [&'static str],
     /// Whether the server runs the workers too.
     pub command: &'static str,
+    /// What the processes log.
+    pub log: &'static str,
+    /// How many files and sockets a process may have open, where that is not what the test may.
+    pub descriptors: Option<u32>,
+    /// What lies on a small disk of its own.
+    pub small_disk: Option<SmallDisk>,
+}
+
+/// What lies on a small disk of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SmallDisk {
+    Blobs,
+    /// Of SQLite.
+    Database,
+}
+
+impl SmallDisk {
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Blobs => "blobs",
+            Self::Database => "database",
+        }
+    }
 }
 
 impl Default for Options {
@@ -37,6 +65,10 @@ impl Default for Options {
             drain: "5s",
             models: &["a", "b", "c"],
             command: "up",
+            server: String::new(),
+            log: "debug,sqlx=warn,hyper=info,sea_orm=info",
+            descriptors: None,
+            small_disk: None,
         }
     }
 }
@@ -55,6 +87,8 @@ pub struct Env {
     /// With the key of `alice`.
     pub client: Client,
     pub options: Options,
+    /// The small disk, if there is one. Behind the server, which has it open.
+    disk: Option<Disk>,
     // Last, so that everything in it has ended before it goes.
     folder: TempDir,
 }
@@ -72,14 +106,19 @@ impl Env {
     pub async fn with(options: Options) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let sandbox = Sandbox::bind(([127, 0, 0, 1], 0).into()).unwrap();
-        let database = Database::of(options.kind, folder.path()).await;
+        let disk = options.small_disk.map(|what| Disk::mount(&folder.path().join(what.folder())));
+        let at = match options.small_disk {
+            Some(what @ SmallDisk::Database) => folder.path().join(what.folder()),
+            Some(SmallDisk::Blobs) | None => folder.path().to_path_buf(),
+        };
+        let database = Database::of(options.kind, &at).await;
         std::fs::write(
             folder.path().join("longshore.toml"),
             configuration(&options, &sandbox, &database),
         )
         .unwrap();
-        let (server, client) = start(folder.path(), options.command);
-        Self { sandbox, database, server, client, options, folder }
+        let (server, client) = start(folder.path(), &options);
+        Self { sandbox, database, server, client, options, disk, folder }
     }
 
     pub fn folder(&self) -> PathBuf {
@@ -93,9 +132,14 @@ impl Env {
 
     /// Starts the server again, after it was killed or has ended. The client follows it.
     pub fn restart(&mut self) {
-        let (server, client) = start(&self.folder(), self.options.command);
+        let (server, client) = start(&self.folder(), &self.options);
         self.server = server;
         self.client.base = client.base;
+    }
+
+    /// The small disk that the options asked for.
+    pub fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("a small disk")
     }
 
     /// Changes the text of the configuration, for what is started from now on.
@@ -107,11 +151,7 @@ impl Env {
 
     /// Another process beside the server, as `work`.
     pub fn also(&self, command: &str) -> Process {
-        let mut process = Process::start(
-            &self.folder(),
-            &["--log-format", "json", command],
-            &[("LONGSHORE_LOG", "debug,sqlx=warn,hyper=info,sea_orm=info")],
-        );
+        let mut process = process(&self.folder(), &self.options, command);
         if command == "work" {
             process.logged("workers started");
         }
@@ -135,25 +175,48 @@ impl Env {
 
     /// The blobs of uploads that are in the store.
     pub fn blobs(&self) -> usize {
-        count_files(&self.folder().join("blobs").join("uploads"))
+        self.blob_keys().len()
+    }
+
+    /// By their keys; what is not whole yet, too.
+    pub fn blob_keys(&self) -> BTreeSet<String> {
+        let store = self.folder().join("blobs");
+        let mut keys = BTreeSet::new();
+        for path in files_below(&store.join("uploads")) {
+            keys.insert(path.strip_prefix(&store).unwrap().to_str().unwrap().to_owned());
+        }
+        keys
+    }
+
+    /// Makes every blob two hours old.
+    pub fn age_blobs(&self) {
+        let old = super::now() - Duration::from_secs(7200);
+        for path in files_below(&self.folder().join("blobs").join("uploads")) {
+            let file = std::fs::File::options().write(true).open(path).unwrap();
+            file.set_modified(old).unwrap();
+        }
     }
 }
 
-fn count_files(folder: &std::path::Path) -> usize {
-    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     entries
-        .map(|entry| entry.unwrap())
-        .map(
-            |entry| {
-                if entry.file_type().unwrap().is_dir() { count_files(&entry.path()) } else { 1 }
-            },
-        )
-        .sum()
+        .map(|entry| entry.unwrap().path())
+        .flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] })
+        .collect()
 }
 
-fn start(folder: &Path, command: &str) -> (Process, Client) {
-    let environment = [("LONGSHORE_LOG", "debug,sqlx=warn,hyper=info,sea_orm=info")];
-    let mut server = Process::start(folder, &["--log-format", "json", command], &environment);
+fn process(folder: &Path, options: &Options, command: &str) -> Process {
+    let (arguments, environment) =
+        (["--log-format", "json", command], [("LONGSHORE_LOG", options.log)]);
+    match options.descriptors {
+        None => Process::start(folder, &arguments, &environment),
+        Some(most) => Process::start_with_descriptors(most, folder, &arguments, &environment),
+    }
+}
+
+fn start(folder: &Path, options: &Options) -> (Process, Client) {
+    let mut server = process(folder, options, options.command);
     let line = server.logged("listening on http://");
     let (_, rest) = line.split_once("listening on ").unwrap();
     let base = rest.split('"').next().unwrap();
@@ -166,6 +229,7 @@ fn configuration(options: &Options, sandbox: &Sandbox, database: &Database) -> S
 [server]
 listen = "127.0.0.1:0"
 max_file_bytes = "8MiB"
+{server}
 [auth]
 admin_key = "{ADMIN_KEY}"
 [[auth.keys]]
@@ -186,6 +250,7 @@ base_delay = "50ms"
 max_delay = "1s"
 "#,
         extra = options.extra,
+        server = options.server,
         url = database.url,
         lease = options.lease,
         drain = options.drain,

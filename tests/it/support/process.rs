@@ -13,6 +13,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
+const BINARY: &str = env!("CARGO_BIN_EXE_longshore");
+
 /// A running `longshore`. Killed when dropped.
 pub struct Process {
     child: Child,
@@ -36,7 +38,27 @@ pub fn run(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> D
 impl Process {
     /// Starts `longshore ARGUMENTS` in `folder`, with nothing of the test's own environment that is ours.
     pub fn start(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_longshore"));
+        Self::run(Command::new(BINARY), folder, arguments, environment)
+    }
+
+    /// Starts it as a process that may not have more than so many files and sockets open.
+    pub fn start_with_descriptors(
+        most: u32,
+        folder: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\""), BINARY]);
+        Self::run(shell, folder, arguments, environment)
+    }
+
+    fn run(
+        mut command: Command,
+        folder: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
         command
             .current_dir(folder)
             .args(arguments)
