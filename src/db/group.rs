@@ -1,7 +1,9 @@
 //! Many writes, one commit: the cost of a synced commit is shared by all that wait for one.
 //!
-//! Each write runs in a savepoint of its own, so that one that fails undoes nothing of the others.
-//! A write is answered after the commit that holds it, never before.
+//! The writes of a group run one after another in one transaction. When one of them fails, all of them
+//! are run again, each in a savepoint of its own, so that it undoes nothing of the others. Savepoints are
+//! the exception because they cost: SQLite copies every page that is changed under one, and PostgreSQL
+//! wants two more round trips. A write is answered after the commit that holds it, never before.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -167,32 +169,56 @@ async fn commit_group(
     mut next: impl FnMut() -> Option<Box<dyn Write>>,
 ) {
     let begun = Instant::now();
-    let tx = match connection.begin().await {
-        Ok(tx) => tx,
-        Err(_) => return first.run_alone(connection).await,
-    };
-    let mut done = Vec::new();
-    let mut waiting = Some(first);
-    let mut is_whole = true;
-    while let Some(mut write) = waiting.take() {
-        is_whole = run_in_savepoint(&tx, write.as_mut()).await.is_ok();
-        done.push(write);
-        if is_whole && done.len() < MAX_GROUP_SIZE && begun.elapsed() < MAX_GROUP_TIME {
-            waiting = next();
-        }
+    let mut writes = vec![first];
+    let mut committed = together(connection, &mut writes, begun, &mut next).await;
+    if committed.is_err() {
+        committed = apart(connection, &mut writes).await;
     }
-    // What failed here (a lost connection, a deadlock, a full disk) may be the fault of one write:
-    // each is tried on its own and gets its own answer.
-    let committed =
-        if is_whole { tx.commit().await } else { tx.rollback().await.and(Err(broken())) };
-    metrics::histogram!("longshore_db_group_writes").record(done.len() as f64);
+    metrics::histogram!("longshore_db_group_writes").record(writes.len() as f64);
     metrics::histogram!("longshore_db_group_seconds").record(begun.elapsed().as_secs_f64());
-    for write in done {
+    for write in writes {
         match committed {
             Ok(()) if !write.has_lost_a_conflict() => write.answer(),
+            // What failed (a lost connection, a deadlock, a full disk) may be the fault of one write: each
+            // is tried on its own and gets its own answer.
             _ => write.run_alone(connection).await,
         }
     }
+}
+
+/// Runs the first of `writes` and then those that `next` yields, which it adds to them, as long as none
+/// fails. An error means that nothing of them was written.
+async fn together(
+    connection: &Connection,
+    writes: &mut Vec<Box<dyn Write>>,
+    begun: Instant,
+    mut next: impl FnMut() -> Option<Box<dyn Write>>,
+) -> Result<(), DbErr> {
+    let tx = connection.begin().await?;
+    let mut place = 0;
+    while let Some(write) = writes.get_mut(place) {
+        if !write.run(&tx).await {
+            tx.rollback().await?;
+            return Err(broken());
+        }
+        place += 1;
+        if place < MAX_GROUP_SIZE && begun.elapsed() < MAX_GROUP_TIME {
+            writes.extend(next());
+        }
+    }
+    tx.commit().await
+}
+
+/// Runs each of `writes` in a savepoint. An error means that nothing of them was written.
+async fn apart(connection: &Connection, writes: &mut [Box<dyn Write>]) -> Result<(), DbErr> {
+    let tx = connection.begin().await?;
+    for write in writes {
+        if let Err(error) = run_in_savepoint(&tx, write.as_mut()).await {
+            tx.rollback().await?;
+            return Err(error);
+        }
+    }
+    tx.commit().await
 }
 
 async fn run_in_savepoint(tx: &Transaction, write: &mut dyn Write) -> Result<(), DbErr> {
