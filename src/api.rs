@@ -133,7 +133,7 @@ mod tests {
             assert!(response.headers().contains_key("x-request-id"));
             assert_eq!(
                 response.json::<Value>().await.unwrap(),
-                json!({"error": {"message": "internal error", "type": "server_error", "param": null,
+                json!({"error": {"message": "internal error; the server's log says more under the `x-request-id` of this answer", "type": "server_error", "param": null,
                     "code": "internal_error"}})
             );
         }

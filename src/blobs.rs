@@ -117,7 +117,7 @@ impl Blobs {
         Ok(Self { store: Arc::new(store), folder: folder.into() })
     }
 
-    /// Begins to write an object. Dropped before [`BlobWriter::finish`], it leaves nothing.
+    /// Begins to write an object under a key that is new. Dropped before [`BlobWriter::finish`], it leaves nothing.
     pub fn writer(&self, key: &BlobKey) -> BlobWriter {
         let writer = folder::Writer::new(self.folder.join(key.path()));
         BlobWriter { writer, pending: Vec::new(), pending_bytes: 0 }
@@ -143,6 +143,16 @@ impl Blobs {
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Writes a small object whole, in place of what was there: who reads it finds the one or the other.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails or is full.
+    pub async fn write_small(&self, key: &BlobKey, bytes: Bytes) -> Result<(), BlobError> {
+        self.store.put(&key.object(), PutPayload::from_bytes(bytes)).await?;
+        Ok(())
     }
 
     /// Removes an object; one that is gone already is no error.

@@ -93,9 +93,7 @@ pub async fn adopt(db: &Db, blobs: &Blobs, now: Timestamp) -> Result<String, Err
 }
 
 async fn write(blobs: &Blobs, id: &str) -> Result<(), BlobError> {
-    let mut writer = blobs.writer(&BlobKey::Installation);
-    writer.write(id.to_owned().into()).await?;
-    writer.finish().await
+    blobs.write_small(&BlobKey::Installation, id.to_owned().into()).await
 }
 
 async fn ensure_in_database(db: &Db, now: Timestamp) -> Result<String, Error> {

@@ -55,17 +55,17 @@ fn contents(folder: &std::path::Path) -> Vec<(String, String)> {
 async fn values(env: &Env) -> Vec<(String, String)> {
     let columns = match env.options.kind {
         Kind::Sqlite => {
-            "SELECT t.name, c.name, c.type FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table'"
+            "SELECT t.name AS a, c.name AS b, c.type AS c FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table'"
         }
         Kind::Postgres => {
-            "SELECT table_name::text, column_name::text, data_type::text FROM information_schema.columns \
+            "SELECT table_name::text AS a, column_name::text AS b, data_type::text AS c FROM information_schema.columns \
              WHERE table_schema = 'public'"
         }
     };
     let mut found = Vec::new();
     for row in env.database.query(columns).await {
-        let text = |index| row.try_get_by_index::<String>(index).unwrap();
-        let (table, column, kind) = (text(0), text(1), text(2));
+        let text = |name: &str| row.try_get::<String>("", name).unwrap();
+        let (table, column, kind) = (text("a"), text("b"), text("c"));
         let value = match (env.options.kind, kind.as_str()) {
             (Kind::Sqlite, _) => format!("CAST(\"{column}\" AS TEXT)"),
             (Kind::Postgres, "bytea") => format!("encode(\"{column}\", 'escape')"),
