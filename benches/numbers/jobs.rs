@@ -163,14 +163,14 @@ impl<'b> Queue<'b> {
             anyhow::ensure!(begun.elapsed() < Duration::from_secs(300), "not done after 300 s");
         }
         let sql = format!(
-            "SELECT count(*), min(started_at), max(finished_at) FROM jobs WHERE id >= {} AND id <= {} \
+            "SELECT count(*) AS n, min(started_at) AS first, max(finished_at) AS last FROM jobs WHERE id >= {} AND id <= {} \
              AND status = 'succeeded' AND attempt = 1",
             self.id(Tag::Due, "0"),
             self.id(Tag::Due, &jobs.to_string()),
         );
         let row = one(&connection, &sql).await?;
         let (succeeded, first, last): (i64, i64, i64) =
-            (row.try_get_by_index(0)?, row.try_get_by_index(1)?, row.try_get_by_index(2)?);
+            (row.try_get("", "n")?, row.try_get("", "first")?, row.try_get("", "last")?);
         anyhow::ensure!(succeeded == jobs as i64, "{succeeded} of {jobs} jobs succeeded at once");
         Ok(jobs as f64 / ((last - first) as f64 / 1000.0))
     }
@@ -276,7 +276,7 @@ impl<'b> Queue<'b> {
     }
 
     async fn connect(&self) -> anyhow::Result<DatabaseConnection> {
-        Ok(sea_orm::Database::connect(&self.url).await?)
+        Ok(Db::connect(&self.url).await?.for_migrations().await?)
     }
 
     /// What the database does by itself in time, and would otherwise do in the middle of the run.

@@ -31,18 +31,13 @@ const MODEL: &str = "a";
 const WINDOW: Duration = Duration::from_secs(10);
 /// Connections that are opened at the same time.
 const OPENING: usize = 200;
-/// Every statement is logged with this, and nothing else is.
-const STATEMENT: &str = "rows_returned=";
+/// What the server counts its statements with.
+const READS: &str = "longshore_db_reads_total ";
 
 pub async fn all(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let (waiters, awaited) =
         (bench.options.waiters, bench.options.awaited.min(bench.options.waiters));
-    let setup = Setup {
-        models: &[MODEL],
-        max_concurrency: awaited,
-        log: Some("info,sqlx=debug"),
-        ..Setup::default()
-    };
+    let setup = Setup { models: &[MODEL], max_concurrency: awaited, ..Setup::default() };
     let installation = Installation::start(&bench.folder("waiters")?, setup).await?;
     let hold = Fault::Hold { hold_before: false };
     let rule = FaultRule { times: 0, ..FaultRule::new(Operation::Upload, hold) };
@@ -51,11 +46,11 @@ pub async fn all(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let reached = installation.sandbox.reached(MODEL, Operation::Upload, awaited as u64);
     tokio::time::timeout(Duration::from_secs(60), reached).await.context("not all were sent")?;
 
-    let without = statements_meanwhile(&installation).await?;
+    let without = statements_meanwhile(installation.address).await?;
     let before = installation.server.present_memory()?;
     let mut waiting = open(installation.address, waiters, &requests).await?;
     until_all_wait(installation.address, waiters).await?;
-    let with = statements_meanwhile(&installation).await?;
+    let with = statements_meanwhile(installation.address).await?;
     let memory = installation.server.present_memory()?;
 
     installation.sandbox.clear_faults(MODEL);
@@ -79,7 +74,7 @@ pub async fn all(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         )
         .figure("without them", without as f64 / seconds, Unit::PerSecond)
         .figure("all answered after", answered.as_secs_f64(), Unit::Seconds)
-        .note("statements as SQLite's driver logs them");
+        .note("statements as the server counts them");
     Ok(vec![line])
 }
 
@@ -109,13 +104,20 @@ async fn requests(
     Ok(made.into())
 }
 
-/// Statements that the server sends within some seconds.
-async fn statements_meanwhile(installation: &Installation) -> anyhow::Result<usize> {
-    let count = || Ok(installation.server.log()?.matches(STATEMENT).count());
-    let before: anyhow::Result<usize> = count();
-    tokio::time::sleep(WINDOW).await;
-    let after: anyhow::Result<usize> = count();
-    Ok(after? - before?)
+/// Statements that read, within some seconds.
+async fn statements_meanwhile(address: SocketAddr) -> anyhow::Result<u64> {
+    tokio::task::spawn_blocking(move || {
+        let mut connection = Connection::open(address)?;
+        let mut count = || -> anyhow::Result<u64> {
+            let metrics = String::from_utf8_lossy(connection.call(&load::get("/metrics"))?);
+            let line = metrics.lines().find_map(|line| line.strip_prefix(READS));
+            Ok(line.context("the server does not count its statements")?.parse()?)
+        };
+        let before = count()?;
+        std::thread::sleep(WINDOW);
+        Ok(count()? - before)
+    })
+    .await?
 }
 
 /// Opens the connections and sends their requests.

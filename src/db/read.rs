@@ -17,6 +17,14 @@ pub enum Reader {
     Postgres(DatabaseConnection),
 }
 
+impl Reader {
+    /// Counts a statement: that waiters cost the database nothing each is seen by this.
+    fn counted(&self) -> &Self {
+        metrics::counter!("longshore_db_reads_total").increment(1);
+        self
+    }
+}
+
 #[async_trait::async_trait]
 impl ConnectionTrait for Reader {
     fn get_database_backend(&self) -> DbBackend {
@@ -27,14 +35,14 @@ impl ConnectionTrait for Reader {
     }
 
     async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
-        match self {
+        match self.counted() {
             Self::Sqlite(pool) => pool.run(move |connection| connection.execute(&statement)).await,
             Self::Postgres(pool) => pool.execute_raw(statement).await,
         }
     }
 
     async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
-        match self {
+        match self.counted() {
             Self::Sqlite(pool) => {
                 let sql = sql.to_owned();
                 pool.run(move |connection| connection.execute_batch(&sql)).await
@@ -44,7 +52,7 @@ impl ConnectionTrait for Reader {
     }
 
     async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
-        match self {
+        match self.counted() {
             Self::Sqlite(pool) => {
                 pool.run(move |connection| Ok(connection.query(&statement, 1)?.pop())).await
             }
@@ -53,7 +61,7 @@ impl ConnectionTrait for Reader {
     }
 
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
-        match self {
+        match self.counted() {
             Self::Sqlite(pool) => {
                 pool.run(move |connection| connection.query(&statement, usize::MAX)).await
             }

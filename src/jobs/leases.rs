@@ -134,27 +134,13 @@ pub async fn end(
         .map(serde_json::to_string)
         .transpose()
         .map_err(|error| DbErr::Json(error.to_string()))?;
-    let sql = format!(
+    let ended = format!(
         "UPDATE jobs SET status = $4, attempt = attempt - $5, lease_owner = NULL, lease_until = NULL, \
          run_at = COALESCE({now} + $6, run_at), error = CASE WHEN $4 = 'succeeded' THEN NULL ELSE COALESCE($7, error) END, \
          finished_at = CASE WHEN $4 = 'retrying' THEN NULL ELSE {now} END \
-         WHERE id = $1 AND epoch = $2 AND lease_owner = $3 \
-         RETURNING attempt, $8 AS started_at, {now} AS now"
+         WHERE id = $1 AND epoch = $2 AND lease_owner = $3"
     );
-    let casts = [
-        ("$4", "::text"),
-        ("$5", "::integer"),
-        ("$6", "::bigint"),
-        ("$7", "::text"),
-        ("$8", "::bigint"),
-    ];
-    // PostgreSQL infers no type for a parameter that stands in a CASE or an output column.
-    let sql = if is_postgres(tx) {
-        casts.iter().fold(sql, |sql, (name, cast)| sql.replace(name, &format!("{name}{cast}")))
-    } else {
-        sql
-    };
-    let values: [Value; 8] = [
+    let mut values: Vec<Value> = vec![
         fence.job_id.0.into(),
         fence.epoch.into(),
         fence.worker.0.clone().into(),
@@ -162,8 +148,24 @@ pub async fn end(
         unspent.into(),
         rest.into(),
         error.clone().into(),
-        claimed_at.0.into(),
     ];
+    if is_postgres(tx) {
+        // In one statement, since each is a journey to the server and back. It infers no type for a
+        // parameter that stands in a CASE or an output column.
+        let mut sql = format!(
+            "WITH ended AS ({ended} RETURNING id, attempt) \
+             INSERT INTO job_attempts (job_id, epoch, attempt, worker, outcome, error, started_at, finished_at) \
+             SELECT id, $2, attempt + $5, $3, $9, $7, $8, {now} FROM ended"
+        );
+        let casts = ["bigint", "text", "text", "integer", "bigint", "text", "bigint", "text"];
+        for (number, kind) in (2..).zip(casts) {
+            sql = sql.replace(&format!("${number}"), &format!("${number}::{kind}"));
+        }
+        values.extend([claimed_at.0.into(), outcome.into()]);
+        return Ok(tx.execute_raw(statement(tx, &sql, values)).await?.rows_affected() == 1);
+    }
+    let sql = format!("{ended} RETURNING attempt, $8 AS started_at, {now} AS now");
+    values.push(claimed_at.0.into());
     let ended = Ended::find_by_statement(statement(tx, &sql, values)).one(tx).await?;
     let Some(mut ended) = ended else { return Ok(false) };
     // The number of the attempt that ended, whether it was spent or not.
