@@ -22,7 +22,7 @@ pub enum Connection {
 }
 
 /// An open transaction, or a savepoint in one. Dropped, it is rolled back on PostgreSQL; on SQLite
-/// whoever began it ends it ([`super::group`] alone does).
+/// whoever began it ends it, which is the group of writes alone.
 #[derive(Debug)]
 pub struct Transaction(Inner);
 
