@@ -12,6 +12,7 @@ use futures_util::TryStreamExt as _;
 use futures_util::stream::BoxStream;
 use object_store::ObjectStore;
 use object_store::ObjectStoreExt as _;
+use object_store::PutMode;
 use object_store::PutPayload;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
@@ -98,6 +99,7 @@ fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
 pub struct Blobs {
     store: Arc<dyn ObjectStore>,
     folder: Arc<std::path::Path>,
+    folders: folder::Folders,
 }
 
 impl Blobs {
@@ -114,12 +116,13 @@ impl Blobs {
             ))
         })?;
         let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
-        Ok(Self { store: Arc::new(store), folder: folder.into() })
+        let folders = folder::Folders::default();
+        Ok(Self { store: Arc::new(store), folder: folder.into(), folders })
     }
 
     /// Begins to write an object under a key that is new. Dropped before [`BlobWriter::finish`], it leaves nothing.
     pub fn writer(&self, key: &BlobKey) -> BlobWriter {
-        let writer = folder::Writer::new(self.folder.join(key.path()));
+        let writer = folder::Writer::new(self.folder.join(key.path()), self.folders.clone());
         BlobWriter { writer, pending: Vec::new(), pending_bytes: 0 }
     }
 
@@ -153,6 +156,19 @@ impl Blobs {
     pub async fn write_small(&self, key: &BlobKey, bytes: Bytes) -> Result<(), BlobError> {
         self.store.put(&key.object(), PutPayload::from_bytes(bytes)).await?;
         Ok(())
+    }
+
+    /// Writes a small object whole, unless there is one: then that stays.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails or is full.
+    pub async fn create_small(&self, key: &BlobKey, bytes: Bytes) -> Result<(), BlobError> {
+        let payload = PutPayload::from_bytes(bytes);
+        match self.store.put_opts(&key.object(), payload, PutMode::Create.into()).await {
+            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Removes an object; one that is gone already is no error.

@@ -200,14 +200,20 @@ impl Db {
         }
     }
 
-    /// Brings the schema up to date. On PostgreSQL an advisory lock lets one process do it at a time.
+    /// Brings the schema up to date, one process at a time: on PostgreSQL under an advisory lock.
     ///
     /// # Errors
     ///
     /// What the database says of a migration.
     pub async fn migrate(&self) -> Result<(), DbErr> {
         match &self.writer {
-            Writer::Sqlite { .. } => Migrator::up(&self.for_migrations().await?, None).await,
+            Writer::Sqlite { .. } => {
+                // All or nothing, and one process at a time. Dropped, the connection undoes it.
+                let connection = self.for_migrations().await?;
+                connection.execute_unprepared("BEGIN IMMEDIATE").await?;
+                Migrator::up(&connection, None).await?;
+                connection.execute_unprepared("COMMIT").await.map(|_| ())
+            }
             Writer::Postgres { pool, .. } => {
                 // Held by this transaction's connection and let go with it, also when the process dies.
                 let lock = pool.begin().await?;

@@ -43,8 +43,9 @@ pub async fn ensure(db: &Db, blobs: &Blobs, now: Timestamp) -> Result<Installati
     let in_store = match in_store(blobs).await? {
         Some(in_store) => in_store,
         None => {
-            write(blobs, &id).await?;
-            id.clone()
+            // Another database may be at its first start on the same store: one of the two comes first.
+            blobs.create_small(&BlobKey::Installation, id.clone().into()).await?;
+            in_store(blobs).await?.unwrap_or_else(|| id.clone())
         }
     };
     let is_trusted = in_store == id;

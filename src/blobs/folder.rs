@@ -4,12 +4,14 @@
 //! the file system's journal, and so half the speed. Here an object is written in place: nobody reads it
 //! before a row names it, and what a crash leaves of it is an orphan like any other.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::fs::OpenOptions;
 use std::io;
 use std::io::Write as _;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -39,6 +41,37 @@ pub struct Writer {
 struct Shared {
     path: PathBuf,
     state: Mutex<State>,
+    folders: Folders,
+}
+
+/// The folders whose names this process knows to be on disk, with those of all above them.
+#[derive(Clone, Debug, Default)]
+pub struct Folders(Arc<Mutex<HashSet<PathBuf>>>);
+
+impl Folders {
+    /// A folder for each hour comes up; long before that it is cheaper to forget them all.
+    const MOST: usize = 10_000;
+
+    /// Syncs the names of a folder and of those above it, once. Whoever made it may not have come to
+    /// that, or may have died before.
+    fn sync(&self, folder: &Path) -> io::Result<()> {
+        if self.lock().contains(folder) {
+            return Ok(());
+        }
+        for folder in folder.ancestors().filter(|folder| !folder.as_os_str().is_empty()) {
+            sync_folder(folder)?;
+        }
+        let mut known = self.lock();
+        if known.len() >= Self::MOST {
+            known.clear();
+        }
+        known.insert(folder.to_owned());
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Debug)]
@@ -52,8 +85,9 @@ enum State {
 }
 
 impl Writer {
-    pub fn new(path: PathBuf) -> Self {
-        Self { shared: Arc::new(Shared { path, state: Mutex::new(State::New) }), is_done: false }
+    pub fn new(path: PathBuf, folders: Folders) -> Self {
+        let shared = Shared { path, state: Mutex::new(State::New), folders };
+        Self { shared: Arc::new(shared), is_done: false }
     }
 
     /// Writes the next bytes.
@@ -103,6 +137,11 @@ impl Shared {
         if let State::Open(file) = &*state {
             file.sync_all()?;
             sync_folder(&self.path)?;
+            self.folders.sync(self.path.parent().unwrap_or(&self.path))?;
+            // Nobody wrote to it for so long that it was swept as an orphan.
+            if file.metadata()?.nlink() == 0 {
+                return Err(io::Error::other("the object was removed while it was written"));
+            }
             *state = State::Whole;
         }
         Ok(())
@@ -127,32 +166,17 @@ fn create(path: &Path) -> io::Result<File> {
     let create = || OpenOptions::new().write(true).create_new(true).open(path);
     match create() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            make_folders(path.parent().unwrap_or(path))?;
+            std::fs::create_dir_all(path.parent().unwrap_or(path))?;
             create()
         }
         created => created,
     }
 }
 
-/// Makes a folder and those above it, each on disk before something lies in it.
-fn make_folders(folder: &Path) -> io::Result<()> {
-    if folder.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = folder.parent() {
-        make_folders(parent)?;
-    }
-    match std::fs::create_dir(folder) {
-        // Another upload was faster, and may not have synced it yet.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => sync_folder(folder),
-        Err(error) => Err(error),
-        Ok(()) => sync_folder(folder),
-    }
-}
-
 /// Syncs the folder that holds `path`, and so its name.
 fn sync_folder(path: &Path) -> io::Result<()> {
     match path.parent() {
+        Some(folder) if folder.as_os_str().is_empty() => File::open(".")?.sync_all(),
         Some(folder) => File::open(folder)?.sync_all(),
         None => Ok(()),
     }
@@ -208,7 +232,7 @@ mod tests {
     async fn an_object_that_is_given_up_is_gone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/down/object");
-        let mut writer = Writer::new(path.clone());
+        let mut writer = Writer::new(path.clone(), Folders::default());
         writer.write(vec![Bytes::from_static(b"half")]).await.unwrap();
         assert!(path.exists());
         let shared = Arc::clone(&writer.shared);
@@ -226,8 +250,13 @@ mod tests {
     async fn an_object_is_never_written_over() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("object");
-        Writer::new(path.clone()).finish(vec![Bytes::from_static(b"first")]).await.unwrap();
-        let second = Writer::new(path.clone()).finish(vec![Bytes::from_static(b"second")]).await;
+        Writer::new(path.clone(), Folders::default())
+            .finish(vec![Bytes::from_static(b"first")])
+            .await
+            .unwrap();
+        let second = Writer::new(path.clone(), Folders::default())
+            .finish(vec![Bytes::from_static(b"second")])
+            .await;
         assert_eq!(second.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(std::fs::read(&path).unwrap(), b"first");
     }

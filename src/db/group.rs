@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use futures_util::future::BoxFuture;
 use sea_orm::DbErr;
+use sea_orm::RuntimeErr;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 
@@ -97,6 +98,8 @@ trait Write: Send {
     async fn run_alone(self: Box<Self>, connection: &Connection);
     /// Answers, now that the commit is on disk.
     fn answer(self: Box<Self>);
+    /// Answers that no transaction could begin.
+    fn refuse(self: Box<Self>, error: &DbErr);
 }
 
 struct Waiting<T, E, F> {
@@ -134,6 +137,17 @@ where
             drop(self.reply.send(result));
         }
     }
+
+    fn refuse(self: Box<Self>, error: &DbErr) {
+        // The database's own error stays one: it tells a full disk from a server that is away.
+        let error = match error {
+            DbErr::Exec(RuntimeErr::SqlxError(error)) => {
+                DbErr::Exec(RuntimeErr::SqlxError(Arc::clone(error)))
+            }
+            other => DbErr::Conn(RuntimeErr::Internal(other.to_string())),
+        };
+        drop(self.reply.send(Err(error.into())));
+    }
 }
 
 async fn run(
@@ -169,8 +183,19 @@ async fn commit_group(
     mut next: impl FnMut() -> Option<Box<dyn Write>>,
 ) {
     let begun = Instant::now();
+    let tx = match connection.begin().await {
+        Ok(tx) => tx,
+        Err(error) => {
+            // The database is away, or another process holds SQLite's lock: all who wait would wait for the
+            // same, one after another. They are told now, and come again.
+            for write in std::iter::once(first).chain(std::iter::from_fn(next)) {
+                write.refuse(&error);
+            }
+            return;
+        }
+    };
     let mut writes = vec![first];
-    let mut committed = together(connection, &mut writes, begun, &mut next).await;
+    let mut committed = together(tx, &mut writes, begun, &mut next).await;
     if committed.is_err() {
         committed = apart(connection, &mut writes).await;
     }
@@ -189,15 +214,14 @@ async fn commit_group(
 /// Runs the first of `writes` and then those that `next` yields, which it adds to them, as long as none
 /// fails. An error means that nothing of them was written.
 async fn together(
-    connection: &Connection,
+    tx: Transaction,
     writes: &mut Vec<Box<dyn Write>>,
     begun: Instant,
     mut next: impl FnMut() -> Option<Box<dyn Write>>,
 ) -> Result<(), DbErr> {
-    let tx = connection.begin().await?;
     let mut place = 0;
     while let Some(write) = writes.get_mut(place) {
-        if !write.run(&tx).await {
+        if !write.run(&tx).await || tx.has_failed() {
             tx.rollback().await?;
             return Err(broken());
         }

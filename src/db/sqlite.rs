@@ -32,8 +32,16 @@ use uuid::Uuid;
 
 /// How long a statement waits for another process that writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Prepared statements that a connection keeps. The longest lists of parameters come in many lengths.
-const STATEMENTS: usize = 512;
+/// What the writer keeps: its statements come in as many lengths as there are lists of parameters.
+const WRITER: Caches = Caches { statements: 512, kibibytes: 32 * 1024 };
+/// What each reader keeps. There are a dozen of them, and memory is to stay flat.
+const READER: Caches = Caches { statements: 64, kibibytes: 2 * 1024 };
+
+struct Caches {
+    statements: usize,
+    /// Of pages.
+    kibibytes: u32,
+}
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,12 +66,14 @@ impl Connection {
         let open = || {
             let connection = rusqlite::Connection::open(path)?;
             connection.busy_timeout(BUSY_TIMEOUT)?;
-            connection.set_prepared_statement_cache_capacity(STATEMENTS);
+            let caches = if access == Access::Write { WRITER } else { READER };
+            connection.set_prepared_statement_cache_capacity(caches.statements);
             // Every commit is on disk when it returns: a commit is what a client was promised.
-            connection.execute_batch(
+            connection.execute_batch(&format!(
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
-                 PRAGMA cache_size = -32768; PRAGMA temp_store = MEMORY;",
-            )?;
+                 PRAGMA cache_size = -{}; PRAGMA temp_store = MEMORY;",
+                caches.kibibytes
+            ))?;
             if access == Access::Read {
                 connection.execute_batch("PRAGMA query_only = ON;")?;
             }

@@ -1,6 +1,8 @@
 //! A transaction as a write sees it, on either database.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use sea_orm::ConnectionTrait;
 use sea_orm::DatabaseConnection;
@@ -24,7 +26,10 @@ pub enum Connection {
 /// An open transaction, or a savepoint in one. Dropped, it is rolled back on PostgreSQL; on SQLite
 /// whoever began it ends it, which is the group of writes alone.
 #[derive(Debug)]
-pub struct Transaction(Inner);
+pub struct Transaction {
+    inner: Inner,
+    has_failed: AtomicBool,
+}
 
 #[derive(Debug)]
 enum Inner {
@@ -38,30 +43,53 @@ impl Connection {
             Self::Sqlite(connection) => {
                 // Taking the write lock at once means waiting for another process here, under the busy
                 // timeout, and not failing in the middle because the snapshot has grown old.
+                // What a failing disk left open goes first.
+                roll_back(connection)?;
                 run(connection, "BEGIN IMMEDIATE")?;
                 let connection = Arc::clone(connection);
-                Ok(Transaction(Inner::Sqlite { connection, is_savepoint: false }))
+                Ok(Transaction::new(Inner::Sqlite { connection, is_savepoint: false }))
             }
-            Self::Postgres(pool) => Ok(Transaction(Inner::Postgres(pool.begin().await?))),
+            Self::Postgres(pool) => match pool.begin().await {
+                Ok(tx) => Ok(Transaction::new(Inner::Postgres(tx))),
+                // The connection may have been lost since it was last used: once more, on another.
+                Err(_) => Ok(Transaction::new(Inner::Postgres(pool.begin().await?))),
+            },
         }
     }
 }
 
 impl Transaction {
+    fn new(inner: Inner) -> Self {
+        Self { inner, has_failed: AtomicBool::new(false) }
+    }
+
+    /// Whether a statement of it failed, whatever the write made of that: PostgreSQL answers the commit of
+    /// such a transaction like any other, and undoes it.
+    pub(super) fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Relaxed)
+    }
+
+    fn noted<T>(&self, result: Result<T, DbErr>) -> Result<T, DbErr> {
+        if result.is_err() {
+            self.has_failed.store(true, Ordering::Relaxed);
+        }
+        result
+    }
+
     /// A part of this transaction that can be undone without the rest.
     pub async fn savepoint(&self) -> Result<Self, DbErr> {
-        match &self.0 {
+        match &self.inner {
             Inner::Sqlite { connection, .. } => {
                 run(connection, "SAVEPOINT part")?;
                 let connection = Arc::clone(connection);
-                Ok(Self(Inner::Sqlite { connection, is_savepoint: true }))
+                Ok(Self::new(Inner::Sqlite { connection, is_savepoint: true }))
             }
-            Inner::Postgres(tx) => Ok(Self(Inner::Postgres(tx.begin().await?))),
+            Inner::Postgres(tx) => Ok(Self::new(Inner::Postgres(tx.begin().await?))),
         }
     }
 
     pub async fn commit(self) -> Result<(), DbErr> {
-        match self.0 {
+        match self.inner {
             Inner::Sqlite { connection, is_savepoint: true } => run(&connection, "RELEASE part"),
             Inner::Sqlite { connection, is_savepoint: false } => {
                 let committed = run(&connection, "COMMIT");
@@ -76,7 +104,7 @@ impl Transaction {
     }
 
     pub async fn rollback(self) -> Result<(), DbErr> {
-        match self.0 {
+        match self.inner {
             Inner::Sqlite { connection, is_savepoint: true } => {
                 run(&connection, "ROLLBACK TO part")?;
                 run(&connection, "RELEASE part")
@@ -98,37 +126,43 @@ fn roll_back(connection: &sqlite::Connection) -> Result<(), DbErr> {
 #[async_trait::async_trait]
 impl ConnectionTrait for Transaction {
     fn get_database_backend(&self) -> DbBackend {
-        match &self.0 {
+        match &self.inner {
             Inner::Sqlite { .. } => DbBackend::Sqlite,
             Inner::Postgres(_) => DbBackend::Postgres,
         }
     }
 
     async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
-        match &self.0 {
+        let result = match &self.inner {
             Inner::Sqlite { connection, .. } => connection.execute(&statement),
             Inner::Postgres(tx) => tx.execute_raw(statement).await,
-        }
+        };
+        self.noted(result)
     }
 
     async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
-        match &self.0 {
+        let result = match &self.inner {
             Inner::Sqlite { connection, .. } => connection.execute_batch(sql),
             Inner::Postgres(tx) => tx.execute_unprepared(sql).await,
-        }
+        };
+        self.noted(result)
     }
 
     async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
-        match &self.0 {
-            Inner::Sqlite { connection, .. } => Ok(connection.query(&statement, 1)?.pop()),
+        let result = match &self.inner {
+            Inner::Sqlite { connection, .. } => {
+                connection.query(&statement, 1).map(|mut rows| rows.pop())
+            }
             Inner::Postgres(tx) => tx.query_one_raw(statement).await,
-        }
+        };
+        self.noted(result)
     }
 
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
-        match &self.0 {
+        let result = match &self.inner {
             Inner::Sqlite { connection, .. } => connection.query(&statement, usize::MAX),
             Inner::Postgres(tx) => tx.query_all_raw(statement).await,
-        }
+        };
+        self.noted(result)
     }
 }
