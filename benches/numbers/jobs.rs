@@ -144,7 +144,7 @@ impl<'b> Queue<'b> {
         let jobs = self.bench.options.jobs;
         self.add_due(jobs).await?;
         self.settle().await?;
-        let mut worker = Process::start(&self.folder, "work", None)?;
+        let mut worker = Process::start(&self.folder, "work")?;
         worker.logged("workers started").await?;
         let begun = Instant::now();
         let connection = self.connect().await?;

@@ -18,8 +18,8 @@ pub struct Process {
 
 impl Process {
     /// Starts `longshore COMMAND` in `folder`, with nothing of our own environment that is the product's. It logs to a
-    /// file, what `filter` says; none is the default, which is `info`.
-    pub fn start(folder: &Path, command: &str, filter: Option<&str>) -> anyhow::Result<Self> {
+    /// file, at its default, which is `info`.
+    pub fn start(folder: &Path, command: &str) -> anyhow::Result<Self> {
         let log = folder.join(format!("{command}.log"));
         let mut process = Command::new(env!("CARGO_BIN_EXE_longshore"));
         process
@@ -30,9 +30,6 @@ impl Process {
             .stderr(std::fs::File::create(&log)?);
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("LONGSHORE")) {
             process.env_remove(name);
-        }
-        if let Some(filter) = filter {
-            process.env("LONGSHORE_LOG", filter);
         }
         Ok(Self { child: process.spawn()?, log })
     }

@@ -19,7 +19,6 @@ pub struct Setup<'s> {
     pub database: &'s str,
     pub redis: &'s str,
     pub max_concurrency: usize,
-    pub log: Option<&'s str>,
 }
 
 impl Default for Setup<'_> {
@@ -31,7 +30,6 @@ impl Default for Setup<'_> {
             database: "sqlite://longshore.db",
             redis: "",
             max_concurrency: 16,
-            log: None,
         }
     }
 }
@@ -51,7 +49,7 @@ impl Installation {
             sandbox.configure(model, setup.settings.clone());
         }
         configure(folder, &setup, |model| sandbox.base_url(model))?;
-        let mut server = Process::start(folder, setup.command, setup.log)?;
+        let mut server = Process::start(folder, setup.command)?;
         let line = server.logged("listening on http://").await?;
         let (_, address) = line.split_once("http://").context("no address")?;
         let address = address.trim().parse()?;
