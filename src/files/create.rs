@@ -9,6 +9,7 @@ use crate::db::Transaction;
 use super::FileStatus;
 use super::store;
 use super::store::FileView;
+use super::store::MappingView;
 use super::store::NewFile;
 use crate::clock::Timestamp;
 use crate::error::Error;
@@ -52,15 +53,14 @@ pub async fn create(
     dispatch: &Dispatch,
 ) -> Result<FileView, Error> {
     store::insert(tx, now, file).await?;
-    send(tx, now, file.id, &file.owner, destinations, 0, dispatch).await?;
+    let mappings = send(tx, now, file.id, &file.owner, destinations, 0, dispatch).await?;
     events::append(
         tx,
         now,
         &[events::Event::of_file(EventKind::FileCreated, &file.owner, file.id)],
     )
     .await?;
-    let view = store::find_by_id(tx, file.id).await?;
-    view.ok_or_else(|| Error::Internal(anyhow::anyhow!("file `{}` was not stored", file.id)))
+    Ok(FileView { file: store::File::written(file, now)?, mappings })
 }
 
 /// Sends a file that exists to more models; those that it was sent to already are passed over.
@@ -98,7 +98,7 @@ async fn send(
     destinations: &[Destination],
     first_position: i32,
     dispatch: &Dispatch,
-) -> Result<(), Error> {
+) -> Result<Vec<MappingView>, Error> {
     let mut mappings = Vec::with_capacity(destinations.len());
     let mut jobs = Vec::with_capacity(destinations.len());
     for (position, destination) in (first_position..).zip(destinations) {
@@ -129,7 +129,11 @@ async fn send(
     }
     mappings::store::insert(tx, now, &mappings).await?;
     jobs::store::enqueue(tx, now, &jobs).await?;
-    Ok(())
+    // What was written is not read back: an upload would pay for a join of four tables.
+    let lanes: Vec<_> = jobs.into_iter().map(|job| job.lane).collect();
+    let pauses = jobs::lanes::pauses(tx, &lanes).await?;
+    let written = mappings.into_iter().zip(&lanes);
+    Ok(written.map(|(mapping, lane)| MappingView::written(mapping, pauses.get(lane))).collect())
 }
 
 /// Queues the failed mappings of a file again, with all their attempts.

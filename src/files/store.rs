@@ -17,8 +17,11 @@ use crate::ids::FileId;
 use crate::ids::JobId;
 use crate::ids::managed;
 use crate::jobs::Failure;
+use crate::jobs::JobStatus;
 use crate::jobs::lanes::FOR_EVER;
+use crate::jobs::lanes::Pause;
 use crate::mappings::MappingStatus;
+use crate::mappings::store::NewMapping;
 use crate::owners::Scope;
 use crate::page::Page;
 use crate::page::Query;
@@ -52,8 +55,6 @@ pub async fn insert(
     let sql = "INSERT INTO files (id, managed_id, managed_id_hash, owner, filename, content_type, purpose, bytes, \
                sha256, metadata, blob_key, status, expires_at, created_at, lines) \
                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'uploaded', $12, $13, $14)";
-    let metadata =
-        serde_json::to_string(&file.metadata).map_err(|error| DbErr::Json(error.to_string()))?;
     let values: [Value; 14] = [
         file.id.0.into(),
         file.managed_id.clone().into(),
@@ -62,15 +63,23 @@ pub async fn insert(
         file.filename.clone().into(),
         file.content_type.clone().into(),
         file.purpose.clone().into(),
-        i64::try_from(file.bytes).unwrap_or(i64::MAX).into(),
+        signed(file.bytes).into(),
         file.sha256.clone().into(),
-        metadata.into(),
+        metadata_text(&file.metadata)?.into(),
         file.blob_key.clone().into(),
         file.expires_at.map(|at| at.0).into(),
         now.0.into(),
-        file.lines.and_then(|lines| i64::try_from(lines).ok()).into(),
+        file.lines.map(signed).into(),
     ];
     tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
+}
+
+fn metadata_text(metadata: &Metadata) -> Result<String, DbErr> {
+    serde_json::to_string(metadata).map_err(|error| DbErr::Json(error.to_string()))
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// A file, as it is stored.
@@ -95,6 +104,32 @@ pub struct File {
 }
 
 impl File {
+    /// As it is stored now that it was inserted.
+    ///
+    /// # Errors
+    ///
+    /// As [`insert`], for metadata that cannot be written as JSON.
+    pub fn written(file: &NewFile, now: Timestamp) -> Result<Self, DbErr> {
+        Ok(Self {
+            id: file.id,
+            managed_id: file.managed_id.clone(),
+            owner: file.owner.clone(),
+            filename: file.filename.clone(),
+            content_type: file.content_type.clone(),
+            purpose: file.purpose.clone(),
+            bytes: signed(file.bytes),
+            lines: file.lines.map(signed),
+            sha256: file.sha256.clone(),
+            metadata: metadata_text(&file.metadata)?,
+            blob_key: Some(file.blob_key.clone()),
+            status: FileStatus::Uploaded.as_str().to_owned(),
+            status_details: None,
+            expires_at: file.expires_at,
+            created_at: now,
+            deleted_at: None,
+        })
+    }
+
     pub fn status(&self) -> Result<FileStatus, DbErr> {
         self.status.parse().map_err(DbErr::Type)
     }
@@ -123,6 +158,26 @@ pub struct MappingView {
 }
 
 impl MappingView {
+    /// As it is seen now that it and its job were inserted, in a lane that stands still or not.
+    pub fn written(mapping: NewMapping, pause: Option<&Pause>) -> Self {
+        Self {
+            deployment_id: mapping.deployment_id,
+            model: mapping.model,
+            provider: mapping.provider,
+            status: MappingStatus::Pending.as_str().to_owned(),
+            provider_file_id: None,
+            attempts: 0,
+            error: None,
+            job_id: mapping.job_id,
+            expires_at: None,
+            job_status: Some(JobStatus::Queued.as_str().to_owned()),
+            // It is due at once.
+            run_at: None,
+            pause_reason: pause.map(|pause| pause.reason.as_str().to_owned()),
+            paused_until: pause.map(|pause| pause.until),
+        }
+    }
+
     pub fn status(&self) -> Result<MappingStatus, DbErr> {
         self.status.parse().map_err(DbErr::Type)
     }

@@ -16,6 +16,7 @@ pub use self::store::given_up;
 pub use self::store::leave;
 pub use self::store::list;
 pub use self::store::open;
+pub use self::store::pauses;
 pub use self::store::save;
 pub use self::store::unserved;
 use super::Spend;

@@ -1,5 +1,6 @@
 //! The lanes table.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use sea_orm::ConnectionTrait;
@@ -138,6 +139,32 @@ pub async fn save(
         now.0.into(),
     ];
     tx.execute_raw(statement(tx, &sql, values)).await.map(|_| ())
+}
+
+/// Which of these lanes stand still, why and until when.
+pub async fn pauses(
+    db: &impl ConnectionTrait,
+    lanes: &[Lane],
+) -> Result<HashMap<Lane, Pause>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        name: String,
+        paused_until: Timestamp,
+        pause_reason: String,
+    }
+    let mut stopped = HashMap::new();
+    for chunk in lanes.chunks(500) {
+        let sql = format!(
+            "SELECT name, paused_until, pause_reason FROM lanes WHERE pause_reason IS NOT NULL AND name IN ({})",
+            placeholders(1, chunk.len())
+        );
+        let values: Vec<Value> = chunk.iter().map(|lane| lane.0.clone().into()).collect();
+        for row in Row::find_by_statement(statement(db, &sql, values)).all(db).await? {
+            let reason: PauseReason = row.pause_reason.parse().map_err(DbErr::Type)?;
+            stopped.insert(Lane(row.name), Pause { until: row.paused_until, reason });
+        }
+    }
+    Ok(stopped)
 }
 
 /// A lane for the metrics, the admin's list, and the search for jobs that wait in vain.
