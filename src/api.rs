@@ -90,7 +90,7 @@ fn with_border<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S>
         .fallback(error::no_such_path)
         .method_not_allowed_fallback(error::no_such_method)
         .layer(CatchPanicLayer::custom(error::panicked))
-        .layer(axum::middleware::from_fn(limits::check))
+        // It checks the limits too: each layer is a kilobyte or two of every request that waits.
         .layer(axum::middleware::from_fn(rest::read))
         .layer(axum::middleware::from_fn(request::identify))
 }

@@ -55,6 +55,11 @@ impl BlobKey {
         }
     }
 
+    /// Where the keys of uploads that were made at `at` or later begin, in the order of their texts.
+    pub fn first_of(at: Timestamp) -> String {
+        Self::Upload { at, id: Uuid::nil() }.path()
+    }
+
     fn object(&self) -> Path {
         Path::from(self.path())
     }

@@ -20,6 +20,10 @@ pub enum EventKind {
     FileCreated,
     FileProcessed,
     FileFailed,
+    /// It is gone for its client.
+    FileDeleted,
+    /// It is gone at every provider, or somebody has to see to what is not.
+    FilePurged,
     JobSucceeded,
     JobFailed,
     JobCancelled,
@@ -31,6 +35,8 @@ impl EventKind {
             Self::FileCreated => "file.created",
             Self::FileProcessed => "file.processed",
             Self::FileFailed => "file.failed",
+            Self::FileDeleted => "file.deleted",
+            Self::FilePurged => "file.purged",
             Self::JobSucceeded => "job.succeeded",
             Self::JobFailed => "job.failed",
             Self::JobCancelled => "job.cancelled",

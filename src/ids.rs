@@ -76,6 +76,10 @@ minted_id! {
     ApiKeyId, "key_"
 }
 minted_id! {
+    /// The deletion of many files, `sweep_…`.
+    SweepId, "sweep_"
+}
+minted_id! {
     /// A provider object that is ours and must go.
     StrayId, "stray_"
 }

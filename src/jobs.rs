@@ -27,6 +27,7 @@ pub use status::JobStatus;
 pub enum Work {
     UploadFile(UploadFile),
     VerifyUpload(VerifyUpload),
+    DeleteFile(DeleteFile),
 }
 
 /// Carries one file to one deployment.
@@ -42,21 +43,28 @@ pub struct VerifyUpload {
     pub mapping_id: MappingId,
 }
 
+/// Deletes the copy of a file at one deployment, and whatever an upload may have left there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeleteFile {
+    pub mapping_id: MappingId,
+}
+
 impl Work {
     /// The kinds that this version knows. Others, of a newer version, are left to it.
-    pub const KINDS: [&str; 2] = ["upload_file", "verify_upload"];
+    pub const KINDS: [&str; 3] = ["upload_file", "verify_upload", "delete_file"];
 
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::UploadFile(_) => "upload_file",
             Self::VerifyUpload(_) => "verify_upload",
+            Self::DeleteFile(_) => "delete_file",
         }
     }
 
     /// The order within a lane: uploads and deletes before looks.
     pub const fn rank(&self) -> i32 {
         match self {
-            Self::UploadFile(_) => 0,
+            Self::UploadFile(_) | Self::DeleteFile(_) => 0,
             Self::VerifyUpload(_) => 1,
         }
     }
@@ -70,6 +78,7 @@ impl Work {
         match self {
             Self::UploadFile(payload) => serde_json::to_string(payload),
             Self::VerifyUpload(payload) => serde_json::to_string(payload),
+            Self::DeleteFile(payload) => serde_json::to_string(payload),
         }
     }
 
@@ -82,6 +91,7 @@ impl Work {
         match kind {
             "upload_file" => serde_json::from_str(payload).map(Self::UploadFile),
             "verify_upload" => serde_json::from_str(payload).map(Self::VerifyUpload),
+            "delete_file" => serde_json::from_str(payload).map(Self::DeleteFile),
             _ => Err(serde::de::Error::custom(format!(
                 "the kind `{kind}` is not known to this version"
             ))),
@@ -241,6 +251,7 @@ mod tests {
         let jobs = [
             Work::UploadFile(UploadFile { mapping_id: MappingId::mint() }),
             Work::VerifyUpload(VerifyUpload { mapping_id: MappingId::mint() }),
+            Work::DeleteFile(DeleteFile { mapping_id: MappingId::mint() }),
         ];
         for (work, kind) in jobs.into_iter().zip(Work::KINDS) {
             assert_eq!(work.kind(), kind);

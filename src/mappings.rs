@@ -1,6 +1,8 @@
 //! Mappings: a file's copy at one deployment, from the intent to upload it to its end.
 
+pub mod deletion;
 pub mod outcome;
+pub mod receipt;
 pub mod status;
 pub mod store;
 

@@ -58,7 +58,7 @@ pub trait Provider: Send + Sync {
     ) -> Result<Content, ProviderError>;
 
     /// Succeeds when the file is already gone, so that a repeated delete is harmless.
-    async fn delete_file(&self, id: &ProviderFileId) -> Result<(), ProviderError>;
+    async fn delete_file(&self, id: &ProviderFileId) -> Result<Deleted, ProviderError>;
 
     /// Asks for something small that every account has: the provider answers, takes the key, and has
     /// what the other calls need. Changes nothing there.
@@ -95,6 +95,14 @@ pub struct RemoteFile {
     pub expires_at: Option<i64>,
     /// The provider's own word, an open set.
     pub status: Option<String>,
+}
+
+/// What a provider answered to a delete that left nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deleted {
+    pub http_status: u16,
+    /// Whether there was something to delete; otherwise it was gone already.
+    pub was_there: bool,
 }
 
 /// One page of a provider's list.

@@ -13,10 +13,12 @@ use tokio_util::sync::CancellationToken;
 use super::attempt::Attempt;
 use super::backend::Claims;
 use super::dispatch::Dispatcher;
+use super::expiry;
 use super::held::Held;
 use super::held::Stop;
 use super::maintenance;
 use super::reaper;
+use super::spent_blobs;
 use crate::app::App;
 use crate::jobs::LeaseTimes;
 use crate::jobs::WorkerId;
@@ -47,6 +49,8 @@ pub async fn run(app: App, shutdown: CancellationToken) -> anyhow::Result<()> {
     });
     let reaping = tokio::spawn(reaper::run(app.clone(), times));
     let tidying = tokio::spawn(maintenance::run(app.clone()));
+    let expiring = tokio::spawn(expiry::run(app.clone()));
+    let emptying = tokio::spawn(spent_blobs::run(app.clone()));
     let mut dispatching = tokio::spawn(dispatcher.run(stop.clone()));
 
     let mut draining =
@@ -85,7 +89,7 @@ pub async fn run(app: App, shutdown: CancellationToken) -> anyhow::Result<()> {
         }
         _ = &mut draining => Ok(()),
     };
-    for task in [keeping, reaping, tidying, dispatching, draining] {
+    for task in [keeping, reaping, tidying, expiring, emptying, dispatching, draining] {
         task.abort();
     }
     tracing::info!("workers stopped");

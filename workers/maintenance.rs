@@ -6,6 +6,7 @@ use crate::db::Transaction;
 use futures_util::StreamExt as _;
 use sea_orm::DbErr;
 
+use super::delete_file;
 use crate::app::Account;
 use crate::app::App;
 use crate::blobs::BlobKey;
@@ -19,12 +20,14 @@ use crate::jobs;
 use crate::jobs::Failure;
 use crate::jobs::JobStatus;
 use crate::jobs::lanes;
+use crate::jobs::lanes::Patience;
 use crate::jobs::lanes::PauseReason;
 use crate::notices::Hint;
 
 const EVERY: Duration = Duration::from_secs(60);
-/// How long a job waits for a credential, or for money, before it fails.
-const PATIENCE: Duration = Duration::from_secs(24 * 3600);
+/// How long a job waits for a credential, for money, or for its provider, before it fails.
+const PATIENCE: Patience =
+    Patience { most_jobs: Duration::from_secs(24 * 3600), deletes: delete_file::PATIENCE };
 /// Rows of one deletion: short enough for the one writer of SQLite.
 const CHUNK: u32 = 500;
 const MAX_CHUNKS: usize = 200;
@@ -64,12 +67,12 @@ async fn fail_those_who_wait_in_vain(app: &App) -> Result<(), DbErr> {
         (
             PauseReason::CredentialRejected,
             "provider_credential_rejected",
-            "the provider has rejected the key for 24 hours; configure another, then retry",
+            "the provider has rejected the key for too long; configure another, then retry",
         ),
         (
             PauseReason::OutOfMoney,
             "provider_out_of_money",
-            "the provider's account has been out of credit for 24 hours; fill it up, then retry",
+            "the provider's account has been out of credit for too long; fill it up, then retry",
         ),
     ] {
         for id in lanes::given_up(app.db.scan(), reason, PATIENCE).await? {
@@ -83,7 +86,7 @@ async fn fail_those_who_wait_in_vain(app: &App) -> Result<(), DbErr> {
 async fn fail_those_whom_nobody_serves(app: &App) -> Result<(), DbErr> {
     let served: Vec<_> = app.providers.iter().map(Account::lane).collect();
     for id in lanes::unserved(app.db.scan(), &served, PATIENCE).await? {
-        let message = "its provider has not been configured for 24 hours; configure it, then retry";
+        let message = "its provider has not been configured for too long; configure it, then retry";
         fail(app, id, "provider_not_configured", message).await?;
     }
     Ok(())

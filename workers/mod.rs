@@ -3,11 +3,15 @@
 mod attempt;
 mod backend;
 pub mod daemon;
+mod delete_file;
 mod dispatch;
+mod expiry;
 mod held;
 mod listing;
 mod maintenance;
 mod reaper;
 mod registry;
+mod spent_blobs;
+mod strays;
 mod upload_file;
 mod verify_upload;

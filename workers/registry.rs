@@ -11,6 +11,7 @@ use super::attempt::Attempt;
 use super::attempt::Conclusion;
 use super::attempt::Done;
 use super::attempt::Effects;
+use super::delete_file;
 use super::upload_file;
 use super::verify_upload;
 use crate::clock::Timestamp;
@@ -27,6 +28,7 @@ pub async fn run(attempt: &Attempt, work: &Work) -> Done {
     match work {
         Work::UploadFile(payload) => upload_file::run(attempt, payload).await,
         Work::VerifyUpload(payload) => verify_upload::run(attempt, payload).await,
+        Work::DeleteFile(payload) => delete_file::run(attempt, payload).await,
     }
 }
 
@@ -53,6 +55,7 @@ pub async fn ended_unseen(
         Work::UploadFile(payload) => upload_file::ended_unseen(tx, now, payload, ending).await,
         // It looks and deletes, and the next look sees what is left.
         Work::VerifyUpload(_) => Ok(()),
+        Work::DeleteFile(payload) => delete_file::ended_unseen(tx, now, payload, ending).await,
     }
 }
 
@@ -113,6 +116,7 @@ impl Effects for Unreadable {
             return Ok(());
         };
         let Some(upload) = mappings::store::find_upload(tx, id).await? else { return Ok(()) };
-        mappings::outcome::abandon(tx, now, &upload, Certainty::Unchanged, failure).await
+        mappings::outcome::abandon(tx, now, &upload, Certainty::Unchanged, failure).await?;
+        mappings::deletion::give_up(tx, now, &upload, failure).await
     }
 }

@@ -55,6 +55,13 @@ pub async fn run(attempt: &Attempt, payload: &UploadFile) -> Done {
             "the mapping of this job does not exist",
         ));
     };
+    // Its file was deleted before a byte was sent: that delete waits for this end.
+    if upload.status().is_ok_and(|status| status == MappingStatus::Deleting) {
+        let Carried { conclusion, certainty, copy, strays, looked } =
+            Carried::of(Conclusion::Cancelled);
+        let effects = Arc::new(Carry { upload, certainty, copy, strays, looked });
+        return Done { conclusion, effects };
+    }
     // An attempt before this one got as far as the provider's answer.
     if !upload.status().is_ok_and(MappingStatus::is_working) {
         return nothing_done(Conclusion::Succeeded);
@@ -388,7 +395,8 @@ pub async fn ended_unseen(
 ) -> Result<(), DbErr> {
     let Some(upload) = store::find_upload(tx, payload.mapping_id).await? else { return Ok(()) };
     let certainty = match upload.status()? {
-        MappingStatus::Uploading => Certainty::Unknown(now),
+        // Deleted meanwhile, it may have been on its way all the same.
+        MappingStatus::Uploading | MappingStatus::Deleting => Certainty::Unknown(now),
         _ => Certainty::Unchanged,
     };
     metrics::counter!("longshore_unknown_outcomes_total", "provider" => upload.provider.clone())

@@ -13,12 +13,10 @@ use super::attempt::Conclusion;
 use super::attempt::Done;
 use super::attempt::Effects;
 use super::registry::Nothing;
-use crate::app::Account;
+use super::strays;
 use crate::clock::Timestamp;
-use crate::error::Error;
 use crate::ids::JobId;
 use crate::jobs::Ending;
-use crate::jobs::Failure;
 use crate::jobs::Progress;
 use crate::jobs::ProgressUnit;
 use crate::jobs::VerifyUpload;
@@ -27,13 +25,9 @@ use crate::mappings::MappingStatus;
 use crate::mappings::Marker;
 use crate::mappings::outcome::LOOKS;
 use crate::mappings::store;
-use crate::mappings::store::Stray;
-use crate::mappings::store::Upload;
-use crate::providers::ProviderFileId;
 
 /// How long to wait for an upload that is under way: only then is it clear which copy stays.
 const UPLOAD_PAUSE: Duration = Duration::from_secs(30);
-const UNTRUSTED_PAUSE: Duration = Duration::from_secs(600);
 
 pub async fn run(attempt: &Attempt, payload: &VerifyUpload) -> Done {
     let conclusion = tokio::select! {
@@ -66,12 +60,7 @@ pub async fn run(attempt: &Attempt, payload: &VerifyUpload) -> Done {
 async fn verify(attempt: &Attempt, payload: &VerifyUpload) -> Conclusion {
     let app = &attempt.app;
     if !app.installation.is_trusted {
-        let failure = Failure::transient(
-            "installation_mismatch",
-            "nothing is deleted at providers while the database and the blob store belong to different installations; \
-             `longshore doctor` says what to do",
-        );
-        return Conclusion::Again { after: UNTRUSTED_PAUSE, failure: Some(failure) };
+        return strays::untrusted();
     }
     let upload = match store::find_upload(app.db.read(), payload.mapping_id).await {
         Ok(Some(upload)) => upload,
@@ -97,63 +86,17 @@ async fn verify(attempt: &Attempt, payload: &VerifyUpload) -> Conclusion {
             Err(error) => return Conclusion::of_error(&error),
         }
     }
-    let strays = match condemn(attempt, &upload, found).await {
-        Ok(Some(strays)) => strays,
+    let condemned = match strays::condemn(attempt, &upload, found).await {
+        Ok(Some(condemned)) => condemned,
         Ok(None) => return Conclusion::Again { after: UPLOAD_PAUSE, failure: None },
         Err(error) => return Conclusion::without_database(&error),
     };
-    for stray in strays {
-        if let Err(conclusion) = delete(attempt, account, &stray).await {
+    for stray in condemned {
+        if let Err(conclusion) = strays::delete(attempt, account, &stray).await {
             return conclusion;
         }
     }
     Conclusion::Succeeded
-}
-
-/// Puts the decision on disk before anything is deleted. Only while the lease holds: another worker
-/// may have gone on meanwhile.
-async fn condemn(
-    attempt: &Attempt,
-    upload: &Upload,
-    found: Vec<String>,
-) -> Result<Option<Vec<Stray>>, Error> {
-    let (now, fence) = (attempt.app.clock.now(), attempt.fence.clone());
-    let (upload, found): (Arc<Upload>, Arc<[String]>) = (Arc::new(upload.clone()), found.into());
-    attempt
-        .app
-        .db
-        .work(move |tx| {
-            let (fence, upload, found) = (fence.clone(), Arc::clone(&upload), Arc::clone(&found));
-            Box::pin(async move {
-                if !leases::check(tx, &fence).await? {
-                    return Ok(None);
-                }
-                Ok(store::condemn(tx, now, &upload, &found).await?)
-            })
-        })
-        .await
-}
-
-async fn delete(attempt: &Attempt, account: &Account, stray: &Stray) -> Result<(), Conclusion> {
-    let id = ProviderFileId(stray.provider_file_id.clone());
-    account.driver.delete_file(&id).await.map_err(|error| Conclusion::of_error(&error))?;
-    tracing::info!(provider.name = %account.settings.name, provider.file_id = %id, "deleted a superfluous copy");
-    metrics::counter!("longshore_rescues_total", "how" => "stray_deleted").increment(1);
-    let (now, id, fence) = (attempt.app.clock.now(), stray.id, attempt.fence.clone());
-    let written: Result<(), Error> = attempt
-        .app
-        .db
-        .work(move |tx| {
-            let fence = fence.clone();
-            Box::pin(async move {
-                if leases::check(tx, &fence).await? {
-                    store::stray_deleted(tx, now, id).await?;
-                }
-                Ok(())
-            })
-        })
-        .await;
-    written.map_err(|error| Conclusion::without_database(&error))
 }
 
 /// Counts a look, with the end of its attempt.

@@ -14,6 +14,7 @@ mod m20261123_000005_create_jobs;
 mod m20261123_000006_create_lanes;
 mod m20261123_000007_create_events;
 mod m20261123_000008_create_idempotency_keys;
+mod m20261127_000009_create_deletions;
 
 /// The list of migrations, in the order in which they are applied.
 pub struct Migrator;
@@ -30,6 +31,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261123_000006_create_lanes::Migration),
             Box::new(m20261123_000007_create_events::Migration),
             Box::new(m20261123_000008_create_idempotency_keys::Migration),
+            Box::new(m20261127_000009_create_deletions::Migration),
         ]
     }
 }

@@ -2,6 +2,7 @@
 
 mod content;
 mod create;
+mod delete;
 pub mod form;
 mod object;
 
@@ -57,7 +58,8 @@ const LIMITS: Limits = Limits { default: 10_000, most: 10_000 };
 pub fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::default()
         .routes(routes!(create::create, list))
-        .routes(routes!(retrieve))
+        .routes(routes!(retrieve, delete::delete))
+        .routes(routes!(delete::deletion))
         .routes(routes!(content::content))
         .routes(routes!(send_to_more))
         .routes(routes!(retry))

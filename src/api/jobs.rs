@@ -34,6 +34,7 @@ use crate::jobs::Failure;
 use crate::jobs::JobStatus;
 use crate::jobs::Progress;
 use crate::jobs::lanes::FOR_EVER;
+use crate::jobs::lanes::NOT_CONFIGURED;
 use crate::jobs::store;
 use crate::jobs::store::Attempt;
 use crate::jobs::store::Filter;
@@ -60,7 +61,7 @@ struct JobObject {
     #[schema(schema_with = is_job)]
     object: &'static str,
     /// What it does: `upload_file` carries a file to a deployment, `verify_upload` looks for copies that an
-    /// upload with an unknown outcome left. Newer versions know more.
+    /// upload with an unknown outcome left, `delete_file` deletes a copy. Newer versions know more.
     kind: String,
     #[schema(schema_with = job_status)]
     status: String,
@@ -107,14 +108,18 @@ fn statuses() -> Object {
     words(JobStatus::ALL.map(JobStatus::as_str))
 }
 
-impl From<Job> for JobObject {
-    fn from(job: Job) -> Self {
+impl JobObject {
+    fn new(app: &App, job: Job) -> Self {
         let waits = matches!(job.status(), Ok(JobStatus::Queued | JobStatus::Retrying));
+        let provider = job.lane.strip_prefix("provider:").map(str::to_owned);
+        let is_served = provider.as_ref().is_none_or(|name| app.providers.get(name).is_some());
+        let blocked_by =
+            if is_served { job.pause_reason.clone() } else { Some(NOT_CONFIGURED.to_owned()) };
         let paused_until = job.paused_until.filter(|until| *until < FOR_EVER);
         Self {
             progress: job.progress(),
             error: job.failure(),
-            provider: job.lane.strip_prefix("provider:").map(str::to_owned),
+            provider,
             id: job.id.to_string(),
             object: "job",
             kind: job.kind,
@@ -129,7 +134,7 @@ impl From<Job> for JobObject {
             batch_id: job.batch_id.map(|id| id.to_string()),
             model: job.model,
             request_id: job.request_id,
-            blocked_by: job.pause_reason.filter(|_| waits),
+            blocked_by: blocked_by.filter(|_| waits),
             retry_at: paused_until.filter(|_| waits).map(|at| at.unix_seconds()),
         }
     }
@@ -215,7 +220,7 @@ async fn list(
         return Err(Error::no_such("batch", "batch_id", &batch));
     }
     let jobs = store::list(app.db.scan(), &caller.scope(), &filter, &page).await?;
-    let jobs = jobs.into_iter().map(JobObject::from).collect();
+    let jobs = jobs.into_iter().map(|job| JobObject::new(&app, job)).collect();
     Ok(Json(List::new(jobs, &page, |job: &JobObject| job.id.clone())))
 }
 
@@ -240,7 +245,7 @@ async fn retrieve(
         find(&app, &caller, &id)
     })
     .await?;
-    Ok(Json(job.into()))
+    Ok(Json(JobObject::new(&app, job)))
 }
 
 /// Cancel a job
@@ -271,7 +276,7 @@ async fn cancel(
         .await?;
     app.notices.hint(Hint::Cancel);
     app.notices.hint(Hint::Change);
-    Ok(Json(find(&app, &caller, &id).await?.into()))
+    Ok(Json(JobObject::new(&app, find(&app, &caller, &id).await?)))
 }
 
 /// Retry a job that failed or was cancelled
@@ -293,14 +298,15 @@ async fn retry(
     Path(id): Path,
 ) -> Result<Json<JobObject>, Error> {
     let job = find(&app, &caller, &id).await?;
+    let now = app.clock.now();
     app.db
         .intake(move |tx| {
             let job = job.clone();
-            Box::pin(async move { jobs::control::retry(tx, &job).await })
+            Box::pin(async move { jobs::control::retry(tx, now, &job).await })
         })
         .await?;
     app.notices.hint(Hint::Work);
-    Ok(Json(find(&app, &caller, &id).await?.into()))
+    Ok(Json(JobObject::new(&app, find(&app, &caller, &id).await?)))
 }
 
 /// An attempt that has ended.

@@ -20,6 +20,8 @@ use futures_util::Stream;
 use futures_util::StreamExt as _;
 use http_body::Body as _;
 
+use super::limits;
+
 /// How much of the rest is read, and for how long, before the connection is closed on it.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 const MAX_TIME: Duration = Duration::from_secs(5);
@@ -27,14 +29,14 @@ const MAX_TIME: Duration = Duration::from_secs(5);
 /// Answers, once what the handler left of the body was read and forgotten, within bounds.
 pub async fn read(request: Request, next: Next) -> Response {
     if request.body().is_end_stream() {
-        return next.run(request).await;
+        return limits::check(request, next).await;
     }
     // Such a client sends nothing before it is asked to, and it is asked by reading.
     let waits_to_be_asked = request.headers().contains_key(EXPECT);
     let (parts, body) = request.into_parts();
     let rest = Rest { source: Arc::new(Mutex::new(Source::new(body))) };
     let handled = Request::from_parts(parts, Body::from_stream(rest.clone()));
-    let response = next.run(handled).await;
+    let response = limits::check(handled, next).await;
     // Whoever was too slow for the handler is not waited for here either.
     let is_slow = response.status() == StatusCode::REQUEST_TIMEOUT;
     if !is_slow && (!waits_to_be_asked || rest.source().was_asked_for) {

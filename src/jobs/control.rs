@@ -23,7 +23,7 @@ use crate::mappings::store::Certainty;
 pub async fn cancel(tx: &Transaction, now: Timestamp, job: &Job) -> Result<(), Error> {
     store::lock(tx, job.id).await?;
     if store::cancel_waiting(tx, now, job.id).await? {
-        let failure = Failure::permanent("cancelled", "the upload was cancelled");
+        let failure = Failure::permanent("cancelled", "the job was cancelled");
         give_up(tx, now, job, &failure).await?;
         events::append(tx, now, &[Event::of_job(EventKind::JobCancelled, &job.owner, job.id)])
             .await?;
@@ -64,16 +64,26 @@ async fn give_up(
     job: &Job,
     failure: &Failure,
 ) -> Result<(), DbErr> {
-    // A payload that cannot be read stands for nothing that could be given up.
-    let Ok(Work::UploadFile(payload)) = Work::read(&job.kind, &job.payload) else { return Ok(()) };
-    if let Some(upload) = mappings::store::find_upload(tx, payload.mapping_id).await? {
-        mappings::outcome::abandon(tx, now, &upload, Certainty::Unchanged, failure).await?;
+    match Work::read(&job.kind, &job.payload) {
+        Ok(Work::UploadFile(payload)) => {
+            let Some(upload) = mappings::store::find_upload(tx, payload.mapping_id).await? else {
+                return Ok(());
+            };
+            mappings::outcome::abandon(tx, now, &upload, Certainty::Unchanged, failure).await
+        }
+        Ok(Work::DeleteFile(payload)) => {
+            let Some(upload) = mappings::store::find_upload(tx, payload.mapping_id).await? else {
+                return Ok(());
+            };
+            mappings::deletion::give_up(tx, now, &upload, failure).await
+        }
+        // A payload that cannot be read stands for nothing that could be given up.
+        Ok(Work::VerifyUpload(_)) | Err(_) => Ok(()),
     }
-    Ok(())
 }
 
 /// Queues a failed or cancelled job again, with all its attempts.
-pub async fn retry(tx: &Transaction, job: &Job) -> Result<(), Error> {
+pub async fn retry(tx: &Transaction, now: Timestamp, job: &Job) -> Result<(), Error> {
     if !matches!(job.status()?, JobStatus::Failed | JobStatus::Cancelled) {
         return Err(Error::Conflict {
             code: "job_not_failed",
@@ -104,6 +114,13 @@ pub async fn retry(tx: &Transaction, job: &Job) -> Result<(), Error> {
     let queued = store::requeue(tx, &[job.id]).await?;
     if queued.is_empty() {
         return Err(superseded());
+    }
+    if let Ok(Work::DeleteFile(payload)) = Work::read(&job.kind, &job.payload) {
+        let upload = mappings::store::find_upload(tx, payload.mapping_id).await?;
+        let upload = upload.ok_or_else(superseded)?;
+        if !mappings::deletion::revive(tx, now, &upload, job.id).await? {
+            return Err(superseded());
+        }
     }
     if mappings::store::revive(tx, &queued).await? > 0
         && let Some(file_id) = job.file_id

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 pub use self::store::LaneRow;
+pub use self::store::Patience;
 pub use self::store::ensure;
 pub use self::store::enter;
 pub use self::store::given_up;
@@ -25,6 +26,8 @@ use crate::clock::Timestamp;
 
 /// A pause that only a person, or another configuration, ends.
 pub const FOR_EVER: Timestamp = Timestamp(i64::MAX);
+/// What a job waits for whose provider is not configured: no lane is paused for it, since nobody serves it.
+pub const NOT_CONFIGURED: &str = "provider_not_configured";
 /// How long a provider that wants money is left alone before one job tries again.
 const MONEY_PAUSE: Duration = Duration::from_secs(3600);
 

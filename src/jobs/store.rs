@@ -199,6 +199,56 @@ pub async fn cancel_waiting(
     Ok(result.rows_affected() == 1)
 }
 
+/// Calls off the uploads of these files. Answers the jobs that waited, and are cancelled, and those
+/// that run, and are told to stop.
+pub async fn cancel_uploads(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    files: &[FileId],
+) -> Result<(Vec<JobId>, Vec<JobId>), DbErr> {
+    let of_files =
+        format!("kind = 'upload_file' AND file_id IN ({})", placeholders(2, files.len()));
+    let waiting = format!(
+        "UPDATE jobs SET status = 'cancelled', finished_at = $1 \
+         WHERE {of_files} AND status IN ('queued', 'retrying') RETURNING id"
+    );
+    let running = format!(
+        "UPDATE jobs SET cancel_requested_at = COALESCE(cancel_requested_at, $1) \
+         WHERE {of_files} AND status = 'running' RETURNING id"
+    );
+    let mut values: Vec<Value> = vec![now.0.into()];
+    values.extend(files.iter().map(|id| Value::from(id.0)));
+    let waiting = Id::find_by_statement(statement(tx, &waiting, values.clone())).all(tx).await?;
+    let running = Id::find_by_statement(statement(tx, &running, values)).all(tx).await?;
+    let ids = |rows: Vec<Id>| rows.into_iter().map(|row| row.id).collect();
+    Ok((ids(waiting), ids(running)))
+}
+
+/// Whose these jobs are.
+pub async fn owners(
+    db: &impl ConnectionTrait,
+    ids: &[JobId],
+) -> Result<Vec<(JobId, String)>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        id: JobId,
+        owner: String,
+    }
+    let sql = format!("SELECT id, owner FROM jobs WHERE id IN ({})", placeholders(1, ids.len()));
+    let values: Vec<Value> = ids.iter().map(|id| id.0.into()).collect();
+    let rows = Row::find_by_statement(statement(db, &sql, values)).all(db).await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.owner)).collect())
+}
+
+/// Makes a job that rests due at once.
+pub async fn hasten(tx: &impl ConnectionTrait, id: JobId) -> Result<(), DbErr> {
+    let sql = format!(
+        "UPDATE jobs SET run_at = {now} WHERE id = $1 AND status IN ('queued', 'retrying') AND run_at > {now}",
+        now = db::now(tx)
+    );
+    tx.execute_raw(statement(tx, &sql, [id.0.into()])).await.map(|_| ())
+}
+
 /// Ends a job that waits as a dead letter. `false` when it does not wait (any more).
 pub async fn fail_waiting(
     tx: &impl ConnectionTrait,
@@ -263,7 +313,7 @@ struct Id {
 }
 
 /// Finished jobs of one status older than `before`, with their attempts, at most `limit` of them. A
-/// failed upload that a mapping still shows is kept: it can be retried.
+/// failed upload or delete that a mapping still shows is kept: it can be retried.
 pub async fn prune(
     tx: &impl ConnectionTrait,
     status: JobStatus,
@@ -275,6 +325,8 @@ pub async fn prune(
     let sql = format!(
         "DELETE FROM jobs WHERE {old} AND id IN (SELECT id FROM jobs WHERE {old} \
          AND NOT EXISTS (SELECT 1 FROM mappings WHERE mappings.job_id = jobs.id AND mappings.status = 'failed') \
+         AND NOT EXISTS (SELECT 1 FROM mappings WHERE mappings.delete_job_id = jobs.id \
+         AND mappings.status = 'undeletable') \
          ORDER BY finished_at LIMIT $2) RETURNING id"
     );
     let values: [Value; 2] = [before.0.into(), limit.into()];

@@ -7,6 +7,7 @@ use sea_orm::ConnectionTrait;
 use sea_orm::DbErr;
 
 use super::MappingStatus;
+use super::deletion;
 use super::store;
 use super::store::Certainty;
 use super::store::Copy;
@@ -42,6 +43,10 @@ pub async fn complete(
         }
         return files::create::settle(tx, now, upload.file_id, &upload.owner).await;
     }
+    // Its file was deleted meanwhile: the delete takes the copy.
+    if deletion::upload_ended(tx, upload.id, Certainty::Unchanged, Some(copy)).await? {
+        return Ok(());
+    }
     superfluous(tx, now, upload, &copy.provider_file_id, "its mapping could not take it any more")
         .await
 }
@@ -67,7 +72,10 @@ pub async fn postpone(
     certainty: Certainty,
     failure: Option<&Failure>,
 ) -> Result<(), DbErr> {
-    store::give_back(tx, upload.id, MappingStatus::Pending, certainty, failure).await.map(|_| ())
+    if !store::give_back(tx, upload.id, MappingStatus::Pending, certainty, failure).await? {
+        deletion::upload_ended(tx, upload.id, certainty, None).await?;
+    }
+    Ok(())
 }
 
 /// The upload is given up. What it may have left at the provider is looked for, later.
@@ -79,6 +87,7 @@ pub async fn abandon(
     failure: &Failure,
 ) -> Result<(), DbErr> {
     if !store::give_back(tx, upload.id, MappingStatus::Failed, certainty, Some(failure)).await? {
+        deletion::upload_ended(tx, upload.id, certainty, None).await?;
         return Ok(());
     }
     let is_unknown = match certainty {
@@ -93,7 +102,7 @@ pub async fn abandon(
 }
 
 /// Looks again at the times of [`LOOKS`], and deletes every copy but the mapping's.
-async fn verify_later(
+pub async fn verify_later(
     tx: &impl ConnectionTrait,
     now: Timestamp,
     upload: &Upload,

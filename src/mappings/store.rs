@@ -228,7 +228,7 @@ pub async fn failed_jobs(tx: &impl ConnectionTrait, file_id: FileId) -> Result<V
     Ok(rows.into_iter().map(|row| row.job_id).collect())
 }
 
-/// The mapping that a job works for, if it still does.
+/// The mapping that a job carries or deletes, if it still does.
 pub async fn of_job(
     tx: &impl ConnectionTrait,
     file_id: FileId,
@@ -238,7 +238,7 @@ pub async fn of_job(
     struct Row {
         id: MappingId,
     }
-    let sql = "SELECT id FROM mappings WHERE file_id = $1 AND job_id = $2";
+    let sql = "SELECT id FROM mappings WHERE file_id = $1 AND (job_id = $2 OR delete_job_id = $2)";
     let row = Row::find_by_statement(statement(tx, sql, [file_id.0.into(), job_id.0.into()]))
         .one(tx)
         .await?;

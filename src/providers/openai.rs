@@ -15,7 +15,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::http::{Answer, BuildError, Dialect, Http, Limits, MAX_OBJECT_BYTES, MAX_PAGE_BYTES};
 use super::multipart::Form;
 use super::{
-    ByteRange, Capabilities, Contact, Content, ErrorKind, Page, Provider, ProviderError,
+    ByteRange, Capabilities, Contact, Content, Deleted, ErrorKind, Page, Provider, ProviderError,
     ProviderFileId, RemoteFile, Upload,
 };
 
@@ -162,17 +162,19 @@ impl Provider for OpenAi {
         })
     }
 
-    async fn delete_file(&self, id: &ProviderFileId) -> Result<(), ProviderError> {
+    async fn delete_file(&self, id: &ProviderFileId) -> Result<Deleted, ProviderError> {
         let url = self.file_url(id, &[])?;
         match self.http.fetch("delete_file", Method::DELETE, url, MAX_OBJECT_BYTES).await {
             Ok(answer)
                 if answer.status == StatusCode::NO_CONTENT || wire::is_deleted(&answer.body) =>
             {
-                Ok(())
+                Ok(Deleted { http_status: answer.status.as_u16(), was_there: true })
             }
             // The next attempt finds out: it is deleted then, or gone.
             Ok(answer) => Err(self.garbled(&answer, "without saying that the file is deleted")),
-            Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind == ErrorKind::NotFound => {
+                Ok(Deleted { http_status: error.http_status.unwrap_or(404), was_there: false })
+            }
             Err(error) => Err(error),
         }
     }

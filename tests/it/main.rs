@@ -7,6 +7,7 @@ mod commands;
 mod connections;
 mod content;
 mod crashes;
+mod deletes;
 mod description;
 mod disks;
 mod doctor;

@@ -17,10 +17,12 @@ use crate::support::answer;
 
 /// Every path with the id of somebody's thing in it: which thing, the method, and the path as the router
 /// has it, with its query.
-const PATHS: [(&str, &str, &str); 13] = [
+const PATHS: [(&str, &str, &str); 15] = [
     ("file", "GET", "/v1/files/{id}"),
     ("file", "HEAD", "/v1/files/{id}"),
     ("file", "GET", "/v1/files/{id}?wait=5"),
+    ("file", "DELETE", "/v1/files/{id}"),
+    ("file", "GET", "/v1/files/{id}/deletion"),
     ("file", "GET", "/v1/files/{id}/content"),
     ("file", "HEAD", "/v1/files/{id}/content"),
     ("file", "POST", "/v1/files/{id}/mappings"),

@@ -13,6 +13,7 @@ use crate::files::store::FileView;
 use crate::files::store::MappingView;
 use crate::files::store::Metadata;
 use crate::jobs::Failure;
+use crate::jobs::lanes::NOT_CONFIGURED;
 use crate::jobs::lanes::PauseReason;
 use crate::mappings::MappingStatus;
 
@@ -97,13 +98,14 @@ fn file_status() -> Object {
     described(file_statuses(), text)
 }
 
-fn mapping_statuses() -> Object {
+pub fn mapping_statuses() -> Object {
     words(MappingStatus::ALL.map(MappingStatus::as_str))
 }
 
 pub fn pause_reasons() -> Object {
     let text = "Why nothing is sent to the provider for now.";
-    described(words(PauseReason::ALL.map(PauseReason::as_str)), text)
+    let reasons = PauseReason::ALL.map(PauseReason::as_str).into_iter();
+    described(words(reasons.chain([NOT_CONFIGURED])), text)
 }
 
 impl From<FileView> for FileObject {

@@ -167,6 +167,25 @@ pub async fn pauses(
     Ok(stopped)
 }
 
+/// How long a job waits for what only a person can change.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    pub most_jobs: Duration,
+    /// A delete that is given up leaves something at a provider.
+    pub deletes: Duration,
+}
+
+impl Patience {
+    /// In milliseconds, as an expression.
+    fn of_a_job(self) -> String {
+        format!(
+            "CASE WHEN jobs.kind = 'delete_file' THEN {} ELSE {} END",
+            millis(self.deletes),
+            millis(self.most_jobs)
+        )
+    }
+}
+
 /// A lane for the metrics, the admin's list, and the search for jobs that wait in vain.
 #[derive(Clone, Debug, FromQueryResult)]
 pub struct LaneRow {
@@ -187,11 +206,11 @@ pub async fn list(db: &impl ConnectionTrait) -> Result<Vec<LaneRow>, DbErr> {
     LaneRow::find_by_statement(statement(db, sql, [])).all(db).await
 }
 
-/// Jobs that have waited longer than `patience` in a lane that stands still for `reason`, at most 100.
+/// Jobs that have waited longer than they may in a lane that stands still for `reason`, at most 100.
 pub async fn given_up(
     db: &impl ConnectionTrait,
     reason: PauseReason,
-    patience: Duration,
+    patience: Patience,
 ) -> Result<Vec<JobId>, DbErr> {
     #[derive(FromQueryResult)]
     struct Id {
@@ -199,20 +218,21 @@ pub async fn given_up(
     }
     let sql = format!(
         "SELECT jobs.id FROM lanes JOIN jobs ON jobs.lane = lanes.name \
-         WHERE lanes.pause_reason = $1 AND lanes.paused_at < {now} - $2 \
-         AND jobs.status IN ('queued', 'retrying') AND jobs.created_at < {now} - $2 LIMIT 100",
-        now = db::now(db)
+         WHERE lanes.pause_reason = $1 AND lanes.paused_at < {now} - {patience} \
+         AND jobs.status IN ('queued', 'retrying') AND jobs.created_at < {now} - {patience} LIMIT 100",
+        now = db::now(db),
+        patience = patience.of_a_job()
     );
-    let values: [Value; 2] = [reason.as_str().into(), millis(patience).into()];
+    let values: [Value; 1] = [reason.as_str().into()];
     let rows = Id::find_by_statement(statement(db, &sql, values)).all(db).await?;
     Ok(rows.into_iter().map(|row| row.id).collect())
 }
 
-/// Jobs that have waited longer than `patience` in a lane that nobody serves, at most 100.
+/// Jobs that have waited longer than they may in a lane that nobody serves, at most 100.
 pub async fn unserved(
     db: &impl ConnectionTrait,
     served: &[Lane],
-    patience: Duration,
+    patience: Patience,
 ) -> Result<Vec<JobId>, DbErr> {
     #[derive(FromQueryResult)]
     struct Id {
@@ -221,15 +241,15 @@ pub async fn unserved(
     let others = if served.is_empty() {
         String::new()
     } else {
-        format!("AND lane NOT IN ({})", placeholders(2, served.len()))
+        format!("AND lane NOT IN ({})", placeholders(1, served.len()))
     };
     let sql = format!(
         "SELECT id FROM jobs WHERE status IN ('queued', 'retrying') AND lane LIKE 'provider:%' \
-         AND created_at < {} - $1 {others} LIMIT 100",
-        db::now(db)
+         AND created_at < {} - {} {others} LIMIT 100",
+        db::now(db),
+        patience.of_a_job()
     );
-    let mut values: Vec<Value> = vec![millis(patience).into()];
-    values.extend(served.iter().map(|lane| Value::from(lane.0.clone())));
+    let values: Vec<Value> = served.iter().map(|lane| lane.0.clone().into()).collect();
     let rows = Id::find_by_statement(statement(db, &sql, values)).all(db).await?;
     Ok(rows.into_iter().map(|row| row.id).collect())
 }

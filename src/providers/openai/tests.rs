@@ -517,10 +517,13 @@ async fn ids_stay_inside_their_path_segment() {
 async fn a_delete_succeeds_when_the_file_is_gone_whoever_deleted_it() {
     let deleted = include_str!("fixtures/openai-file-deleted.json");
     for (step, expected) in [
-        (Step::Answer(ok(deleted)), Ok(())),
-        (Step::Answer(reply(204, &[], "")), Ok(())),
-        (Step::Answer(reply(404, &[], r#"{"error":{"message":"No such File object"}}"#)), Ok(())),
-        (Step::Answer(reply(410, &[], "")), Ok(())),
+        (Step::Answer(ok(deleted)), Ok((200, true))),
+        (Step::Answer(reply(204, &[], "")), Ok((204, true))),
+        (
+            Step::Answer(reply(404, &[], r#"{"error":{"message":"No such File object"}}"#)),
+            Ok((404, false)),
+        ),
+        (Step::Answer(reply(410, &[], "")), Ok((410, false))),
         (Step::Answer(ok("<html>")), Err(ErrorKind::Garbled)),
         (Step::Answer(ok(r#"{"deleted":false}"#)), Err(ErrorKind::Garbled)),
         (Step::Answer(reply(405, &[], "")), Err(ErrorKind::Unsupported)),
@@ -530,6 +533,7 @@ async fn a_delete_succeeds_when_the_file_is_gone_whoever_deleted_it() {
     ] {
         let mut server = Server::start([step]).await;
         let result = openai(&server).delete_file(&id("file-1")).await;
+        let result = result.map(|deleted| (deleted.http_status, deleted.was_there));
         assert_eq!(result.map_err(|error| error.kind), expected);
         assert_eq!(server.seen().await.line, "DELETE /v1/files/file-1 HTTP/1.1");
     }

@@ -8,6 +8,7 @@ use longshore::jobs::WorkerId;
 use longshore::jobs::lanes;
 use longshore::jobs::lanes::LaneState;
 use longshore::jobs::lanes::Limits;
+use longshore::jobs::lanes::Patience;
 use longshore::jobs::lanes::PauseReason;
 use longshore::jobs::lanes::Report;
 
@@ -161,13 +162,16 @@ async fn jobs_that_waited_long_in_a_parked_lane_are_found(queue: Queue) {
     report(&queue, Report::CredentialRejected).await;
     let found = async || {
         let reason = PauseReason::CredentialRejected;
-        lanes::given_up(queue.db.read(), reason, hour).await.unwrap().len()
+        let patience = Patience { most_jobs: hour, deletes: hour * 1_000_000 };
+        lanes::given_up(queue.db.read(), reason, patience).await.unwrap().len()
     };
     assert_eq!(found().await, 0);
     queue.sql("UPDATE jobs SET created_at = 1").await;
     assert_eq!(found().await, 0);
     queue.sql("UPDATE lanes SET paused_at = 1").await;
     assert_eq!(found().await, 2);
+    queue.sql("UPDATE jobs SET kind = 'delete_file'").await;
+    assert_eq!(found().await, 0, "a delete is given more time");
 }
 
 async fn an_opened_lane_is_not_opened_anew(queue: Queue) {

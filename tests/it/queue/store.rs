@@ -66,7 +66,7 @@ async fn control(queue: &Queue, id: JobId, is_cancel: bool) -> Result<(), Error>
                 if is_cancel {
                     control::cancel(tx, now, &job).await
                 } else {
-                    control::retry(tx, &job).await
+                    control::retry(tx, now, &job).await
                 }
             })
         })

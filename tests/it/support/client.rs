@@ -49,6 +49,28 @@ impl Client {
         answer(self.request(Method::POST, path).json(&body).send().await.unwrap()).await
     }
 
+    pub async fn delete(&self, path: &str) -> (u16, Value) {
+        answer(self.request(Method::DELETE, path).send().await.unwrap()).await
+    }
+
+    /// Deletes a file.
+    pub async fn remove(&self, file: &Value) {
+        let id = file["id"].as_str().unwrap();
+        let (status, answer) = self.delete(&format!("/v1/files/{id}")).await;
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(answer, serde_json::json!({"id": id, "object": "file", "deleted": true}));
+    }
+
+    /// The deletion of a file once it is over.
+    pub async fn purged(&self, file: &Value) -> Value {
+        let path = format!("/v1/files/{}/deletion?wait=10", file["id"].as_str().unwrap());
+        super::eventually(std::time::Duration::from_secs(60), async || {
+            let (status, deletion) = self.get(&path).await;
+            (status == 200 && deletion["status"] != "pending").then_some(deletion)
+        })
+        .await
+    }
+
     pub fn form(part: Part<'_>) -> Form {
         let mut form = Form::new().text("purpose", part.purpose.to_owned());
         if !part.models.is_empty() {

@@ -79,10 +79,14 @@ impl Database {
     }
 
     /// Changes what the server under test has written: to bring on what is minutes away, or to damage it.
-    pub async fn execute(&self, sql: &'static str) {
+    pub async fn execute(&self, sql: &str) {
         let db = Db::connect(&self.url).await.unwrap();
+        let sql: std::sync::Arc<str> = sql.into();
         let written: Result<(), sea_orm::DbErr> = db
-            .work(move |tx| Box::pin(async move { tx.execute_unprepared(sql).await.map(|_| ()) }))
+            .work(move |tx| {
+                let sql = std::sync::Arc::clone(&sql);
+                Box::pin(async move { tx.execute_unprepared(&sql).await.map(|_| ()) })
+            })
             .await;
         written.unwrap();
     }

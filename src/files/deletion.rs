@@ -1,0 +1,341 @@
+//! Deleting files: the tombstone, the jobs that delete the copies, and how far that is.
+//!
+//! One commit takes a file from its client, calls its uploads off, and promises that nothing of it is
+//! left at a provider in the end. From then on its id is known as deleted for good, and whatever comes
+//! late (an upload that was under way, a copy that nobody knew of) finds the tombstone.
+
+pub mod receipts;
+
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sea_orm::ConnectionTrait;
+use sea_orm::DbErr;
+
+use super::store;
+use crate::clock::Timestamp;
+use crate::events;
+use crate::events::Event;
+use crate::events::EventKind;
+use crate::ids::FileId;
+use crate::ids::JobId;
+use crate::ids::SweepId;
+use crate::jobs;
+use crate::jobs::DeleteFile;
+use crate::jobs::Lane;
+use crate::jobs::NewJob;
+use crate::jobs::Work;
+use crate::mappings;
+use crate::mappings::MappingStatus;
+use crate::mappings::deletion::Doomed;
+
+/// Deletes are given up by age, not by a number of attempts.
+const MAX_ATTEMPTS: u32 = u32::MAX;
+/// The end of an upload makes the delete of its copy due. This is for an end that nobody saw.
+const WHILE_UPLOADING: Duration = Duration::from_secs(60);
+/// Files that one statement names.
+const CHUNK: usize = 500;
+
+/// How far the copies of a deleted file are gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deletion {
+    Pending,
+    /// Nothing of it is left at any provider.
+    Done,
+    /// Nothing is tried any more, and some copy may be left.
+    Failed,
+}
+
+impl Deletion {
+    pub const ALL: [Self; 3] = [Self::Pending, Self::Done, Self::Failed];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Done => "done",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// From the mappings of a file that is deleted.
+    pub fn of_mappings(mappings: impl IntoIterator<Item = MappingStatus>) -> Self {
+        let mut deletion = Self::Done;
+        for mapping in mappings {
+            match mapping {
+                MappingStatus::Deleted => {}
+                MappingStatus::Undeletable => deletion = Self::Failed,
+                _ => return Self::Pending,
+            }
+        }
+        deletion
+    }
+}
+
+impl fmt::Display for Deletion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Deletion {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let deletion = Self::ALL.into_iter().find(|deletion| deletion.as_str() == text);
+        deletion.ok_or_else(|| format!("`{text}` is not a state of a deletion"))
+    }
+}
+
+/// What files are deleted for.
+#[derive(Clone, Debug, Default)]
+pub struct Order {
+    /// A sweep queues the jobs of its files itself, a few at a time: see [`queue`].
+    pub sweep_id: Option<SweepId>,
+    pub request_id: Option<String>,
+}
+
+/// A file that was deleted just now.
+#[derive(Clone, Debug)]
+pub struct Buried {
+    pub id: FileId,
+    pub owner: String,
+    pub deletion: Deletion,
+}
+
+/// Deletes these files; those that are deleted already are passed over. Answers what it deleted.
+///
+/// # Errors
+///
+/// What the database says.
+pub async fn delete(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    ids: &[FileId],
+    order: &Order,
+) -> Result<Vec<Buried>, DbErr> {
+    let mut buried = Vec::with_capacity(ids.len());
+    for chunk in ids.chunks(CHUNK) {
+        buried.extend(delete_chunk(tx, now, chunk, order).await?);
+    }
+    Ok(buried)
+}
+
+async fn delete_chunk(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    ids: &[FileId],
+    order: &Order,
+) -> Result<Vec<Buried>, DbErr> {
+    // In the order in which the end of an upload takes them, so that the two never wait for each other.
+    mappings::deletion::lock(tx, ids).await?;
+    let mut buried = store::bury(tx, now, ids, order.sweep_id).await?;
+    if buried.is_empty() {
+        return Ok(buried);
+    }
+    let ids: Vec<FileId> = buried.iter().map(|file| file.id).collect();
+    let (cancelled, stopping) = jobs::store::cancel_uploads(tx, now, &ids).await?;
+    let doomed = mappings::deletion::of_files(tx, &ids).await?;
+
+    let stopping: HashSet<JobId> = stopping.into_iter().collect();
+    let mut gone = Vec::new();
+    let (mut deletes, mut later) = (Vec::new(), Vec::new());
+    for mapping in doomed {
+        match fate(&mapping, stopping.contains(&mapping.job_id)) {
+            Fate::Nothing => gone.push(mapping.id),
+            Fate::Delete => deletes.push(mapping),
+            Fate::AfterUpload => later.push(mapping),
+        }
+    }
+    mappings::deletion::never_sent(tx, now, &gone).await?;
+    mappings::deletion::begin(tx, now, &deletes, false).await?;
+    mappings::deletion::begin(tx, now, &later, true).await?;
+    if order.sweep_id.is_none() {
+        let owners = buried.iter().map(|file| (file.id, file.owner.clone())).collect();
+        enqueue(tx, now, &deletes, &owners, Duration::ZERO, order).await?;
+        enqueue(tx, now, &later, &owners, WHILE_UPLOADING, order).await?;
+    }
+    let at_work: HashSet<FileId> =
+        deletes.iter().chain(&later).map(|mapping| mapping.file_id).collect();
+    let mut done = Vec::new();
+    for file in &mut buried {
+        if !at_work.contains(&file.id) {
+            file.deletion = Deletion::Done;
+            done.push(file.id);
+        }
+    }
+    store::set_deletion(tx, &done, Deletion::Done).await?;
+    announce(tx, now, &buried, &cancelled).await?;
+    Ok(buried)
+}
+
+async fn announce(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    buried: &[Buried],
+    cancelled: &[JobId],
+) -> Result<(), DbErr> {
+    let mut said = Vec::with_capacity(buried.len());
+    for file in buried {
+        said.push(Event::of_file(EventKind::FileDeleted, &file.owner, file.id));
+        if file.deletion == Deletion::Done {
+            said.push(Event::of_file(EventKind::FilePurged, &file.owner, file.id));
+        }
+    }
+    for chunk in said.chunks(CHUNK) {
+        events::append(tx, now, chunk).await?;
+    }
+    for chunk in cancelled.chunks(CHUNK) {
+        let owners = jobs::store::owners(tx, chunk).await?;
+        let said: Vec<_> = owners
+            .iter()
+            .map(|(job, owner)| Event::of_job(EventKind::JobCancelled, owner, *job))
+            .collect();
+        events::append(tx, now, &said).await?;
+    }
+    Ok(())
+}
+
+/// What is to be done about a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It was never sent, and what was begun is called off.
+    Nothing,
+    Delete,
+    /// Its upload runs, and is told to stop. What it left is clear when it has ended.
+    AfterUpload,
+}
+
+fn fate(mapping: &Doomed, is_uploading: bool) -> Fate {
+    match mapping.status {
+        MappingStatus::Pending | MappingStatus::Uploading if is_uploading => Fate::AfterUpload,
+        MappingStatus::Pending | MappingStatus::Failed if mapping.unknown_since.is_none() => {
+            Fate::Nothing
+        }
+        _ => Fate::Delete,
+    }
+}
+
+/// Queues the deletes of swept files behind `after`, of at most `limit` files. Answers the last one's
+/// id, and how many jobs there are now that were not before.
+///
+/// # Errors
+///
+/// What the database says.
+pub async fn queue(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    after: Option<FileId>,
+    limit: u32,
+    order: &Order,
+) -> Result<(Option<FileId>, u64), DbErr> {
+    let Some(sweep_id) = order.sweep_id else { return Ok((None, 0)) };
+    let files = store::swept(tx, sweep_id, after, limit).await?;
+    let last = files.last().map(|(id, _)| *id);
+    let owners: HashMap<FileId, String> = files.into_iter().collect();
+    let ids: Vec<FileId> = owners.keys().copied().collect();
+    let mut queued = 0;
+    for chunk in ids.chunks(CHUNK) {
+        let mut waiting = mappings::deletion::of_files(tx, chunk).await?;
+        waiting.retain(|mapping| {
+            mapping.status == MappingStatus::Deleting && mapping.delete_job_id.is_none()
+        });
+        queued += waiting.len() as u64;
+        enqueue(tx, now, &waiting, &owners, Duration::ZERO, order).await?;
+    }
+    Ok((last, queued))
+}
+
+async fn enqueue(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    mappings: &[Doomed],
+    owners: &HashMap<FileId, String>,
+    delay: Duration,
+    order: &Order,
+) -> Result<(), DbErr> {
+    let mut new = Vec::with_capacity(mappings.len());
+    for mapping in mappings {
+        let job = NewJob {
+            id: JobId::mint(),
+            work: Work::DeleteFile(DeleteFile { mapping_id: mapping.id }),
+            lane: Lane::of_provider(&mapping.provider),
+            owner: owners.get(&mapping.file_id).cloned().unwrap_or_default(),
+            max_attempts: MAX_ATTEMPTS,
+            delay,
+            file_id: Some(mapping.file_id),
+            batch_id: None,
+            model: Some(mapping.model.clone()),
+            request_id: order.request_id.clone(),
+        };
+        mappings::deletion::set_job(tx, mapping.id, job.id).await?;
+        new.push(job);
+    }
+    jobs::store::enqueue(tx, now, &new).await
+}
+
+/// Derives from the mappings how far the deletion of a file is, and announces it when it is over.
+///
+/// # Errors
+///
+/// What the database says.
+pub async fn settle(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    file_id: FileId,
+    owner: &str,
+) -> Result<(), DbErr> {
+    // Locks the file: two copies that go at once must see each other.
+    let standing = mappings::store::statuses(tx, file_id).await?;
+    let Some((before, _sweep)) = store::deletion(tx, file_id).await? else { return Ok(()) };
+    let deletion = Deletion::of_mappings(standing.iter().map(|mapping| mapping.status));
+    if deletion == before {
+        return Ok(());
+    }
+    store::set_deletion(tx, &[file_id], deletion).await?;
+    if deletion != Deletion::Pending {
+        events::append(tx, now, &[Event::of_file(EventKind::FilePurged, owner, file_id)]).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::MappingId;
+
+    fn doomed(status: MappingStatus, unknown_since: Option<Timestamp>) -> Doomed {
+        Doomed {
+            id: MappingId::mint(),
+            file_id: FileId::mint(),
+            status,
+            provider: "p".to_owned(),
+            model: "m".to_owned(),
+            unknown_since,
+            job_id: JobId::mint(),
+            delete_job_id: None,
+        }
+    }
+
+    #[test]
+    fn only_what_cannot_have_reached_the_provider_is_not_deleted_there() {
+        for status in MappingStatus::ALL {
+            let known = matches!(status, MappingStatus::Pending | MappingStatus::Failed);
+            let expected = if known { Fate::Nothing } else { Fate::Delete };
+            assert_eq!(fate(&doomed(status, None), false), expected, "{status}");
+            let unknown = doomed(status, Some(Timestamp(1)));
+            assert_eq!(fate(&unknown, false), Fate::Delete, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_deletion_is_over_when_no_copy_is_worked_on() {
+        use MappingStatus::{Deleted, Deleting, Undeletable};
+        assert_eq!(Deletion::of_mappings([]), Deletion::Done);
+        assert_eq!(Deletion::of_mappings([Deleted, Deleting, Undeletable]), Deletion::Pending);
+        assert_eq!(Deletion::of_mappings([Deleted, Undeletable]), Deletion::Failed);
+        assert_eq!(Deletion::of_mappings([Deleted, Deleted]), Deletion::Done);
+    }
+}
