@@ -19,6 +19,7 @@ mod parameters;
 mod request;
 mod rest;
 pub mod server;
+mod sweeps;
 mod wait;
 
 use axum::Extension;
@@ -53,6 +54,7 @@ fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::default()
         .merge(files::routes())
         .merge(jobs::routes())
+        .merge(sweeps::routes())
         .merge(models::routes())
         .merge(admin::routes())
         .merge(health::routes())

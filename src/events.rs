@@ -24,6 +24,7 @@ pub enum EventKind {
     FileDeleted,
     /// It is gone at every provider, or somebody has to see to what is not.
     FilePurged,
+    SweepCompleted,
     JobSucceeded,
     JobFailed,
     JobCancelled,
@@ -37,6 +38,7 @@ impl EventKind {
             Self::FileFailed => "file.failed",
             Self::FileDeleted => "file.deleted",
             Self::FilePurged => "file.purged",
+            Self::SweepCompleted => "sweep.completed",
             Self::JobSucceeded => "job.succeeded",
             Self::JobFailed => "job.failed",
             Self::JobCancelled => "job.cancelled",
@@ -49,7 +51,7 @@ impl EventKind {
 pub struct Event {
     pub kind: EventKind,
     pub owner: String,
-    /// The file or job.
+    /// The file, job or sweep.
     pub subject: Uuid,
 }
 

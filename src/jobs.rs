@@ -20,6 +20,7 @@ use crate::ids::BatchId;
 use crate::ids::FileId;
 use crate::ids::JobId;
 use crate::ids::MappingId;
+use crate::ids::SweepId;
 pub use status::JobStatus;
 
 /// What a job is to do. The payload carries ids only; the attempt reads the world afresh.
@@ -28,6 +29,7 @@ pub enum Work {
     UploadFile(UploadFile),
     VerifyUpload(VerifyUpload),
     DeleteFile(DeleteFile),
+    Sweep(Sweep),
 }
 
 /// Carries one file to one deployment.
@@ -49,22 +51,29 @@ pub struct DeleteFile {
     pub mapping_id: MappingId,
 }
 
+/// Deletes many files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sweep {
+    pub sweep_id: SweepId,
+}
+
 impl Work {
     /// The kinds that this version knows. Others, of a newer version, are left to it.
-    pub const KINDS: [&str; 3] = ["upload_file", "verify_upload", "delete_file"];
+    pub const KINDS: [&str; 4] = ["upload_file", "verify_upload", "delete_file", "sweep"];
 
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::UploadFile(_) => "upload_file",
             Self::VerifyUpload(_) => "verify_upload",
             Self::DeleteFile(_) => "delete_file",
+            Self::Sweep(_) => "sweep",
         }
     }
 
     /// The order within a lane: uploads and deletes before looks.
     pub const fn rank(&self) -> i32 {
         match self {
-            Self::UploadFile(_) | Self::DeleteFile(_) => 0,
+            Self::UploadFile(_) | Self::DeleteFile(_) | Self::Sweep(_) => 0,
             Self::VerifyUpload(_) => 1,
         }
     }
@@ -79,6 +88,7 @@ impl Work {
             Self::UploadFile(payload) => serde_json::to_string(payload),
             Self::VerifyUpload(payload) => serde_json::to_string(payload),
             Self::DeleteFile(payload) => serde_json::to_string(payload),
+            Self::Sweep(payload) => serde_json::to_string(payload),
         }
     }
 
@@ -92,6 +102,7 @@ impl Work {
             "upload_file" => serde_json::from_str(payload).map(Self::UploadFile),
             "verify_upload" => serde_json::from_str(payload).map(Self::VerifyUpload),
             "delete_file" => serde_json::from_str(payload).map(Self::DeleteFile),
+            "sweep" => serde_json::from_str(payload).map(Self::Sweep),
             _ => Err(serde::de::Error::custom(format!(
                 "the kind `{kind}` is not known to this version"
             ))),
@@ -99,13 +110,18 @@ impl Work {
     }
 }
 
-/// A lane: the jobs that share one limit. There is one for each provider.
+/// A lane: the jobs that share one limit. There is one for each provider, and one for sweeps.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lane(pub String);
 
 impl Lane {
     pub fn of_provider(name: &str) -> Self {
         Self(format!("provider:{name}"))
+    }
+
+    /// The lane of sweeps. Nothing limits it but what a process takes on.
+    pub fn sweeps() -> Self {
+        Self("sweeps".to_owned())
     }
 
     /// The provider whose lane this is.
@@ -252,6 +268,7 @@ mod tests {
             Work::UploadFile(UploadFile { mapping_id: MappingId::mint() }),
             Work::VerifyUpload(VerifyUpload { mapping_id: MappingId::mint() }),
             Work::DeleteFile(DeleteFile { mapping_id: MappingId::mint() }),
+            Work::Sweep(Sweep { sweep_id: SweepId::mint() }),
         ];
         for (work, kind) in jobs.into_iter().zip(Work::KINDS) {
             assert_eq!(work.kind(), kind);

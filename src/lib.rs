@@ -22,6 +22,7 @@ pub mod owners;
 pub mod page;
 pub mod providers;
 pub mod sandbox;
+pub mod sweeps;
 pub mod telemetry;
 
 #[path = "../workers/mod.rs"]

@@ -28,6 +28,7 @@ use crate::events;
 use crate::events::Cursor;
 use crate::files;
 use crate::jobs;
+use crate::sweeps;
 
 pub use self::redis::Relay;
 
@@ -241,8 +242,10 @@ impl Inner {
         for chunk in subjects.chunks(500) {
             let files = files::store::final_among(db.scan(), chunk).await?;
             let jobs = jobs::store::ended_among(db.scan(), chunk).await?;
+            let sweeps = sweeps::store::ended_among(db.scan(), chunk).await?;
+            let ended = files.iter().chain(&jobs).chain(&sweeps);
             let waiters = self.lock_waiters();
-            for waiters in files.iter().chain(&jobs).filter_map(|subject| waiters.get(subject)) {
+            for waiters in ended.filter_map(|subject| waiters.get(subject)) {
                 waiters.notify.notify_waiters();
             }
         }

@@ -47,6 +47,12 @@ impl Query {
         self.sql.push(')');
     }
 
+    /// The query for all rows in the order of `key`.
+    pub fn ordered(mut self, key: &str) -> (String, Vec<Value>) {
+        self.sql.push_str(&format!(" ORDER BY {key}"));
+        (self.sql, self.values)
+    }
+
     /// The query for one page by `key`, a UUIDv7 column, with one row more than the page holds.
     pub fn finish<Id>(
         mut self,

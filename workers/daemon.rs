@@ -20,6 +20,7 @@ use super::maintenance;
 use super::reaper;
 use super::spent_blobs;
 use crate::app::App;
+use crate::jobs::Lane;
 use crate::jobs::LeaseTimes;
 use crate::jobs::WorkerId;
 use crate::jobs::lanes;
@@ -130,5 +131,6 @@ async fn open_lanes(app: &App) -> anyhow::Result<()> {
             })
             .await?;
     }
+    app.db.work(|tx| Box::pin(async move { lanes::ensure(tx, &Lane::sweeps()).await })).await?;
     Ok(())
 }

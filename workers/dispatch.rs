@@ -39,13 +39,16 @@ const FAILURE_PAUSE: Duration = Duration::from_millis(500);
 /// A lane as this process serves it.
 struct Serving {
     lane: Lane,
+    /// Over all workers.
     limits: Limits,
+    /// Of this process.
+    slots: usize,
     running: Arc<AtomicUsize>,
 }
 
 impl Serving {
     fn free(&self) -> usize {
-        (self.limits.max_concurrency as usize).saturating_sub(self.running.load(Ordering::Acquire))
+        self.slots.saturating_sub(self.running.load(Ordering::Acquire))
     }
 }
 
@@ -105,7 +108,7 @@ impl Dispatcher {
         held: Held,
         claimed: mpsc::Sender<Task<Arc<Attempt>>>,
     ) -> Self {
-        let lanes = app
+        let mut lanes: Vec<_> = app
             .providers
             .iter()
             .map(|account| Serving {
@@ -114,9 +117,16 @@ impl Dispatcher {
                     max_concurrency: account.settings.max_concurrency.get(),
                     requests_per_minute: Some(account.settings.requests_per_minute.get()),
                 },
+                slots: account.settings.max_concurrency.get() as usize,
                 running: Arc::default(),
             })
             .collect();
+        lanes.push(Serving {
+            lane: Lane::sweeps(),
+            limits: Limits { max_concurrency: u32::MAX, requests_per_minute: None },
+            slots: app.config.workers.concurrency.get() as usize,
+            running: Arc::default(),
+        });
         Self {
             app,
             worker,
@@ -131,7 +141,7 @@ impl Dispatcher {
 
     /// Slots over all lanes: more attempts than this never run at once in this process.
     pub fn slots(&self) -> usize {
-        self.lanes.iter().map(|serving| serving.limits.max_concurrency as usize).sum()
+        self.lanes.iter().map(|serving| serving.slots).sum()
     }
 
     pub async fn run(self, stop: CancellationToken) {

@@ -197,8 +197,10 @@ impl Held {
         for (job, (epoch, lease)) in &held {
             match renewed.iter().find(|renewed| renewed.id == *job && renewed.epoch == *epoch) {
                 Some(renewed) => {
-                    lease.prolong(asked_at + times.lease);
-                    if renewed.cancel_requested_at.is_some() {
+                    if renewed.is_prolonged {
+                        lease.prolong(asked_at + times.lease);
+                    }
+                    if renewed.is_cancel_requested {
                         lease.stop(Stop::Cancelled);
                     }
                 }

@@ -13,5 +13,6 @@ mod reaper;
 mod registry;
 mod spent_blobs;
 mod strays;
+mod sweep;
 mod upload_file;
 mod verify_upload;

@@ -12,6 +12,7 @@ use super::attempt::Conclusion;
 use super::attempt::Done;
 use super::attempt::Effects;
 use super::delete_file;
+use super::sweep;
 use super::upload_file;
 use super::verify_upload;
 use crate::clock::Timestamp;
@@ -29,6 +30,7 @@ pub async fn run(attempt: &Attempt, work: &Work) -> Done {
         Work::UploadFile(payload) => upload_file::run(attempt, payload).await,
         Work::VerifyUpload(payload) => verify_upload::run(attempt, payload).await,
         Work::DeleteFile(payload) => delete_file::run(attempt, payload).await,
+        Work::Sweep(payload) => sweep::run(attempt, payload).await,
     }
 }
 
@@ -56,6 +58,7 @@ pub async fn ended_unseen(
         // It looks and deletes, and the next look sees what is left.
         Work::VerifyUpload(_) => Ok(()),
         Work::DeleteFile(payload) => delete_file::ended_unseen(tx, now, payload, ending).await,
+        Work::Sweep(payload) => sweep::ended_unseen(tx, now, payload, ending).await,
     }
 }
 

@@ -22,8 +22,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use self::object::FileObject;
-use self::object::file_statuses;
+pub use self::object::file_statuses;
 pub use self::object::pause_reasons;
+pub use self::object::purposes;
 use super::Api;
 use super::auth::Authenticated;
 use super::description::described;

@@ -17,12 +17,19 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::response::Response;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http_body::Frame;
 use http_body::SizeHint;
 use sea_orm::DbErr;
+use serde::Serialize;
+use sha2::Digest;
+use sha2::Sha256;
 use tokio::sync::Notify;
 
+use super::Api;
 use crate::app::App;
+use crate::clock::Timestamp;
+use crate::db::Transaction;
 use crate::error::Error;
 use crate::idempotency;
 use crate::idempotency::Begun;
@@ -258,6 +265,160 @@ impl Requests {
 impl Default for Requests {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// A key that is let go when its request ends, or is dropped, without having made anything.
+pub struct Hold {
+    pub api: Api,
+    pub record: Option<RecordId>,
+}
+
+impl Hold {
+    pub fn new(api: &Api) -> Self {
+        Self { api: api.clone(), record: None }
+    }
+
+    pub async fn let_go(&mut self) {
+        if let Some(record) = self.record.take() {
+            self.api.requests.release(&self.api.app, record).await;
+        }
+    }
+}
+
+impl Drop for Hold {
+    /// For a request that is dropped because its client hung up.
+    fn drop(&mut self) {
+        if let Some(record) = self.record.take() {
+            let api = self.api.clone();
+            tokio::spawn(async move { api.requests.release(&api.app, record).await });
+        }
+    }
+}
+
+/// A request that creates something, by what it said.
+pub struct Creation {
+    pub owner: String,
+    pub path: &'static str,
+    pub repetition: Repetition,
+    pub fingerprint: Vec<u8>,
+}
+
+impl Creation {
+    /// `said` is what makes two requests the same: what was asked for, and not how it was written.
+    ///
+    /// # Errors
+    ///
+    /// When a header is not what it should be.
+    pub fn new(
+        owner: &str,
+        path: &'static str,
+        headers: &HeaderMap,
+        said: &impl Serialize,
+    ) -> Result<Self, Error> {
+        let said = serde_json::to_vec(said).map_err(|error| Error::Internal(error.into()))?;
+        Ok(Self {
+            owner: owner.to_owned(),
+            path,
+            repetition: Repetition::of(headers)?,
+            fingerprint: Sha256::digest(said).to_vec(),
+        })
+    }
+
+    /// Runs `create` in a transaction that also keeps its answer, or gives the answer of the first time.
+    ///
+    /// # Errors
+    ///
+    /// What `create` says, and when the key is in use, or was used for something else.
+    pub async fn once<F>(self, api: &Api, create: F) -> Result<Response, Error>
+    where
+        F: for<'t> Fn(&'t Transaction) -> BoxFuture<'t, Result<String, Error>>
+            + Send
+            + Sync
+            + 'static,
+    {
+        let mut hold = Hold::new(api);
+        if let Repetition::Key(key) = &self.repetition {
+            match api.requests.begin(&api.app, &self.owner, self.path, key).await? {
+                Begun::Answered { fingerprint, response } if fingerprint == self.fingerprint => {
+                    return Ok(replay(response));
+                }
+                Begun::Answered { .. } => {
+                    return Err(Error::Mismatch(
+                        "this `Idempotency-Key` was used with other fields; use a new key"
+                            .to_owned(),
+                    ));
+                }
+                Begun::Fresh(record) => hold.record = Some(record),
+                Begun::Running => {}
+            }
+        }
+        let (this, create, record) = (Arc::new(self), Arc::new(create), hold.record);
+        let (now, holder) = (api.app.clock.now(), Arc::clone(&api.requests.holder));
+        let written = api
+            .app
+            .db
+            .intake(move |tx| {
+                let (this, create, holder) =
+                    (Arc::clone(&this), Arc::clone(&create), Arc::clone(&holder));
+                Box::pin(async move { this.write(tx, now, &holder, record, &*create).await })
+            })
+            .await;
+        let (text, kept, is_replay) = match written {
+            Ok(written) => written,
+            Err(error) => {
+                // Before the answer: the client may use the key at once.
+                hold.let_go().await;
+                return Err(error);
+            }
+        };
+        if let Some(record) = hold.record.take() {
+            api.requests.ended(record);
+        }
+        Ok(if is_replay { replay(text) } else { api.requests.answer(text, kept) })
+    }
+
+    /// The text of the answer; the record that keeps it until it was sent; whether it is a repetition.
+    async fn write<F>(
+        &self,
+        tx: &Transaction,
+        now: Timestamp,
+        holder: &str,
+        record: Option<RecordId>,
+        create: &F,
+    ) -> Result<(String, Option<RecordId>, bool), Error>
+    where
+        F: for<'t> Fn(&'t Transaction) -> BoxFuture<'t, Result<String, Error>> + Send + Sync,
+    {
+        let of = Request { owner: &self.owner, path: self.path };
+        let fingerprint = &self.fingerprint;
+        if self.repetition == (Repetition::Sdk { is_retry: true })
+            && let Some(text) = idempotency::unanswered(tx, now, &of, fingerprint).await?
+        {
+            return Ok((text, None, true));
+        }
+        let text = create(tx).await?;
+        if let Some(record) = record {
+            if !idempotency::complete(tx, record, holder, fingerprint, &text).await? {
+                return Err(taken_over());
+            }
+            return Ok((text, None, false));
+        }
+        let kept = matches!(self.repetition, Repetition::Sdk { .. })
+            .then(|| RecordId(uuid::Uuid::now_v7()));
+        if let Some(kept) = kept {
+            idempotency::keep(tx, now, &of, kept, fingerprint, &text).await?;
+        }
+        Ok((text, kept, false))
+    }
+}
+
+/// What a request is told whose process was silent for so long that a repetition took its key.
+pub fn taken_over() -> Error {
+    Error::Conflict {
+        code: "idempotency_key_in_use",
+        message: "another request took over this `Idempotency-Key`".to_owned(),
+        retry_after: Some(Duration::from_secs(1)),
     }
 }
 

@@ -12,13 +12,14 @@ use super::body::Stopped;
 use crate::app::App;
 use crate::error::Error;
 
-/// The longest JSON body.
-const MOST: u64 = 2 * 1024 * 1024;
+/// The longest JSON body, in MiB, where nothing else is said.
+const USUAL: u64 = 2;
 
 /// The body, if there is one. `Content-Type: application/json` without a body (the Python SDK) is none.
-pub struct OptionalJson<T>(pub Option<T>);
+pub struct OptionalJson<T, const MEBIBYTES: u64 = USUAL>(pub Option<T>);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for OptionalJson<T>
+impl<T: DeserializeOwned, const MEBIBYTES: u64, S: Send + Sync> FromRequest<S>
+    for OptionalJson<T, MEBIBYTES>
 where
     App: FromRef<S>,
 {
@@ -30,8 +31,8 @@ where
         let is_json = content_type
             .is_none_or(|text| text.to_ascii_lowercase().starts_with("application/json"));
         let patience = App::from_ref(state).config.server.body_timeout;
-        let incoming = Incoming::new(request.into_body(), MOST, patience);
-        let body = read(incoming).await?;
+        let incoming = Incoming::new(request.into_body(), MEBIBYTES * 1024 * 1024, patience);
+        let body = read(incoming, MEBIBYTES).await?;
         if body.iter().all(u8::is_ascii_whitespace) {
             return Ok(Self(None));
         }
@@ -48,10 +49,10 @@ where
     }
 }
 
-async fn read(mut incoming: Incoming) -> Result<Vec<u8>, Error> {
+async fn read(mut incoming: Incoming, mebibytes: u64) -> Result<Vec<u8>, Error> {
     let mut body = Vec::new();
     while let Some(bytes) =
-        incoming.try_next().await.map_err(|stopped| refusal(&incoming, stopped))?
+        incoming.try_next().await.map_err(|stopped| refusal(&incoming, stopped, mebibytes))?
     {
         incoming.progress();
         body.extend_from_slice(&bytes);
@@ -59,9 +60,11 @@ async fn read(mut incoming: Incoming) -> Result<Vec<u8>, Error> {
     Ok(body)
 }
 
-fn refusal(incoming: &Incoming, stopped: Stopped) -> Error {
+fn refusal(incoming: &Incoming, stopped: Stopped, mebibytes: u64) -> Error {
     match stopped {
-        Stopped::TooLong => Error::BodyTooLarge("the JSON body is longer than 2 MiB".to_owned()),
+        Stopped::TooLong => {
+            Error::BodyTooLarge(format!("the JSON body is longer than {mebibytes} MiB"))
+        }
         Stopped::Silent | Stopped::Slow => incoming.too_slow(stopped),
         Stopped::NoProgress | Stopped::Lost => Error::Invalid {
             param: None,

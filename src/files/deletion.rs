@@ -31,6 +31,7 @@ use crate::jobs::Work;
 use crate::mappings;
 use crate::mappings::MappingStatus;
 use crate::mappings::deletion::Doomed;
+use crate::sweeps;
 
 /// Deletes are given up by age, not by a number of attempts.
 const MAX_ATTEMPTS: u32 = u32::MAX;
@@ -218,8 +219,8 @@ fn fate(mapping: &Doomed, is_uploading: bool) -> Fate {
     }
 }
 
-/// Queues the deletes of swept files behind `after`, of at most `limit` files. Answers the last one's
-/// id, and how many jobs there are now that were not before.
+/// Queues the deletes of swept files behind `after`, of at most `limit` files. Answers the last one's id, if
+/// there was any.
 ///
 /// # Errors
 ///
@@ -230,22 +231,20 @@ pub async fn queue(
     after: Option<FileId>,
     limit: u32,
     order: &Order,
-) -> Result<(Option<FileId>, u64), DbErr> {
-    let Some(sweep_id) = order.sweep_id else { return Ok((None, 0)) };
+) -> Result<Option<FileId>, DbErr> {
+    let Some(sweep_id) = order.sweep_id else { return Ok(None) };
     let files = store::swept(tx, sweep_id, after, limit).await?;
     let last = files.last().map(|(id, _)| *id);
     let owners: HashMap<FileId, String> = files.into_iter().collect();
     let ids: Vec<FileId> = owners.keys().copied().collect();
-    let mut queued = 0;
     for chunk in ids.chunks(CHUNK) {
         let mut waiting = mappings::deletion::of_files(tx, chunk).await?;
         waiting.retain(|mapping| {
             mapping.status == MappingStatus::Deleting && mapping.delete_job_id.is_none()
         });
-        queued += waiting.len() as u64;
         enqueue(tx, now, &waiting, &owners, Duration::ZERO, order).await?;
     }
-    Ok((last, queued))
+    Ok(last)
 }
 
 async fn enqueue(
@@ -287,14 +286,16 @@ pub async fn settle(
     file_id: FileId,
     owner: &str,
 ) -> Result<(), DbErr> {
-    // Locks the file: two copies that go at once must see each other.
-    let standing = mappings::store::statuses(tx, file_id).await?;
-    let Some((before, _sweep)) = store::deletion(tx, file_id).await? else { return Ok(()) };
-    let deletion = Deletion::of_mappings(standing.iter().map(|mapping| mapping.status));
+    // Locked: two copies that go at once must see each other.
+    let Some((before, sweep)) = store::lock_deletion(tx, file_id).await? else { return Ok(()) };
+    let deletion = Deletion::of_mappings(mappings::deletion::statuses(tx, file_id).await?);
     if deletion == before {
         return Ok(());
     }
     store::set_deletion(tx, &[file_id], deletion).await?;
+    if let Some(sweep) = sweep {
+        sweeps::moved(tx, now, sweep, before, deletion).await?;
+    }
     if deletion != Deletion::Pending {
         events::append(tx, now, &[Event::of_file(EventKind::FilePurged, owner, file_id)]).await?;
     }

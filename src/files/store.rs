@@ -276,6 +276,31 @@ pub async fn position(
     Ok(row.map(|row| (row.id, row.owner)))
 }
 
+/// The ids and owners of files by their managed ids, tombstones included.
+pub async fn positions(
+    db: &impl ConnectionTrait,
+    managed_ids: &[String],
+) -> Result<HashMap<String, (FileId, String)>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        id: FileId,
+        managed_id: String,
+        owner: String,
+    }
+    let mut found = HashMap::with_capacity(managed_ids.len());
+    for chunk in managed_ids.chunks(500) {
+        let sql = format!(
+            "SELECT id, managed_id, owner FROM files WHERE managed_id_hash IN ({})",
+            placeholders(1, chunk.len())
+        );
+        let values: Vec<Value> = chunk.iter().map(|id| managed::hash(id).into()).collect();
+        for row in Row::find_by_statement(statement(db, &sql, values)).all(db).await? {
+            found.insert(row.managed_id, (row.id, row.owner));
+        }
+    }
+    Ok(found)
+}
+
 /// What a list of files is narrowed to.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
@@ -445,10 +470,10 @@ pub async fn set_deletion(
     Ok(())
 }
 
-/// How far the deletion of a file is, and the sweep that it is part of; none for a file that is not
-/// deleted.
-pub async fn deletion(
-    db: &impl ConnectionTrait,
+/// Holds a deleted file until the transaction ends, and answers how far its deletion is and the sweep that
+/// it is part of; none for a file that is not deleted.
+pub async fn lock_deletion(
+    tx: &impl ConnectionTrait,
     id: FileId,
 ) -> Result<Option<(Deletion, Option<SweepId>)>, DbErr> {
     #[derive(FromQueryResult)]
@@ -456,8 +481,11 @@ pub async fn deletion(
         deletion: String,
         sweep_id: Option<SweepId>,
     }
-    let sql = "SELECT deletion, sweep_id FROM files WHERE id = $1 AND deletion IS NOT NULL";
-    let row = Row::find_by_statement(statement(db, sql, [id.0.into()])).one(db).await?;
+    let lock = if is_postgres(tx) { "FOR NO KEY UPDATE" } else { "" };
+    let sql = format!(
+        "SELECT deletion, sweep_id FROM files WHERE id = $1 AND deletion IS NOT NULL {lock}"
+    );
+    let row = Row::find_by_statement(statement(tx, &sql, [id.0.into()])).one(tx).await?;
     let Some(row) = row else { return Ok(None) };
     Ok(Some((row.deletion.parse().map_err(DbErr::Type)?, row.sweep_id)))
 }

@@ -18,9 +18,19 @@ use crate::files;
 use crate::files::FileStatus;
 use crate::mappings;
 use crate::mappings::store::Certainty;
+use crate::sweeps;
 
 /// Cancels a job that waits, and asks the worker of one that runs to stop.
 pub async fn cancel(tx: &Transaction, now: Timestamp, job: &Job) -> Result<(), Error> {
+    if job.kind == "sweep" {
+        return Err(Error::Conflict {
+            code: "job_of_a_sweep",
+            message:
+                "what this sweep has taken must be deleted by its job; cancel the sweep itself"
+                    .to_owned(),
+            retry_after: None,
+        });
+    }
     store::lock(tx, job.id).await?;
     if store::cancel_waiting(tx, now, job.id).await? {
         let failure = Failure::permanent("cancelled", "the job was cancelled");
@@ -79,6 +89,7 @@ async fn give_up(
         }
         // A payload that cannot be read stands for nothing that could be given up.
         Ok(Work::VerifyUpload(_)) | Err(_) => Ok(()),
+        Ok(Work::Sweep(payload)) => sweeps::fail(tx, now, payload.sweep_id, failure).await,
     }
 }
 
@@ -113,6 +124,11 @@ pub async fn retry(tx: &Transaction, now: Timestamp, job: &Job) -> Result<(), Er
     }
     let queued = store::requeue(tx, &[job.id]).await?;
     if queued.is_empty() {
+        return Err(superseded());
+    }
+    if let Ok(Work::Sweep(payload)) = Work::read(&job.kind, &job.payload)
+        && !sweeps::store::reopen(tx, payload.sweep_id).await?
+    {
         return Err(superseded());
     }
     if let Ok(Work::DeleteFile(payload)) = Work::read(&job.kind, &job.payload) {

@@ -27,27 +27,53 @@ use crate::ids::JobId;
 /// A job whose workers died this often is a dead letter.
 pub const MAX_DEATHS: i32 = 3;
 /// A job that is still ours after a renewal.
-#[derive(Clone, Copy, Debug, FromQueryResult)]
+#[derive(Clone, Copy, Debug)]
 pub struct Renewed {
     pub id: JobId,
     pub epoch: i64,
-    pub cancel_requested_at: Option<Timestamp>,
+    pub is_cancel_requested: bool,
+    /// Whether its lease was prolonged. Otherwise a transaction of its own worker had hold of it.
+    pub is_prolonged: bool,
 }
 
 /// Prolongs every lease of `worker` that has not been taken over.
+///
+/// On PostgreSQL it passes over what another transaction holds, which is the end of an attempt, or a step
+/// of it: the two hold many jobs each, and would wait for each other.
 pub async fn renew(
     tx: &impl ConnectionTrait,
     worker: &WorkerId,
     lease: Duration,
 ) -> Result<Vec<Renewed>, DbErr> {
-    let sql = format!(
-        "UPDATE jobs SET lease_until = {} + $2 WHERE lease_owner = $1 AND status = 'running' \
-         RETURNING id, epoch, cancel_requested_at",
-        db::now(tx)
-    );
-    Renewed::find_by_statement(statement(tx, &sql, [worker.0.clone().into(), millis(lease).into()]))
-        .all(tx)
-        .await
+    #[derive(FromQueryResult)]
+    struct Row {
+        id: JobId,
+        epoch: i64,
+        cancel_requested_at: Option<Timestamp>,
+        held: i64,
+    }
+    let ours = "lease_owner = $1 AND status = 'running'";
+    let prolong = format!("UPDATE jobs SET lease_until = {} + $2", db::now(tx));
+    let sql = if is_postgres(tx) {
+        format!(
+            "WITH free AS (SELECT id FROM jobs WHERE {ours} FOR UPDATE SKIP LOCKED), \
+             prolonged AS ({prolong} FROM free WHERE jobs.id = free.id RETURNING jobs.id) \
+             SELECT id, epoch, cancel_requested_at, \
+             CASE WHEN id IN (SELECT id FROM prolonged) THEN 0::bigint ELSE 1::bigint END AS held \
+             FROM jobs WHERE {ours}"
+        )
+    } else {
+        format!("{prolong} WHERE {ours} RETURNING id, epoch, cancel_requested_at, 0 AS held")
+    };
+    let values: [Value; 2] = [worker.0.clone().into(), millis(lease).into()];
+    let rows = Row::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
+    let renewed = rows.into_iter().map(|row| Renewed {
+        id: row.id,
+        epoch: row.epoch,
+        is_cancel_requested: row.cancel_requested_at.is_some(),
+        is_prolonged: row.held == 0,
+    });
+    Ok(renewed.collect())
 }
 
 /// Lets a lease run out at once, because nobody runs the job: the reaper finds it.
@@ -66,6 +92,15 @@ pub async fn check(tx: &impl ConnectionTrait, fence: &Fence) -> Result<bool, DbE
     let values: [Value; 3] =
         [fence.job_id.0.into(), fence.epoch.into(), fence.worker.0.clone().into()];
     Ok(tx.query_one_raw(statement(tx, &sql, values)).await?.is_some())
+}
+
+/// As [`check`], for a job that goes on where it stopped: it has come further, so none of its deaths
+/// before was its own doing.
+pub async fn advance(tx: &impl ConnectionTrait, fence: &Fence) -> Result<bool, DbErr> {
+    let sql = "UPDATE jobs SET deaths = 0 WHERE id = $1 AND epoch = $2 AND lease_owner = $3";
+    let values: [Value; 3] =
+        [fence.job_id.0.into(), fence.epoch.into(), fence.worker.0.clone().into()];
+    Ok(tx.execute_raw(statement(tx, sql, values)).await?.rows_affected() == 1)
 }
 
 /// Whether a client wants the job to stop. Whoever asks for it later has to wait for this transaction.

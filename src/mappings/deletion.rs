@@ -92,6 +92,20 @@ pub async fn of_files(tx: &impl ConnectionTrait, files: &[FileId]) -> Result<Vec
         .collect()
 }
 
+/// How the copies of a file stand.
+pub async fn statuses(
+    tx: &impl ConnectionTrait,
+    file: FileId,
+) -> Result<Vec<MappingStatus>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        status: String,
+    }
+    let sql = "SELECT status FROM mappings WHERE file_id = $1";
+    let rows = Row::find_by_statement(statement(tx, sql, [file.0.into()])).all(tx).await?;
+    rows.into_iter().map(|row| row.status.parse().map_err(DbErr::Type)).collect()
+}
+
 /// → `deleting`. What was being sent, by a worker that is not known to run, may be there.
 pub async fn begin(
     tx: &impl ConnectionTrait,

@@ -28,6 +28,7 @@ mod shutdowns;
 mod slow;
 mod storm;
 mod support;
+mod sweeps;
 mod takeovers;
 mod terminal;
 mod uploads;

@@ -30,6 +30,7 @@ use crate::api::error::PayloadTooLarge;
 use crate::api::error::RequestTimeout;
 use crate::api::error::UnsupportedMediaType;
 use crate::api::idempotency;
+use crate::api::idempotency::Hold;
 use crate::api::idempotency::Repetition;
 use crate::api::parameters::Query;
 use crate::api::request::RequestId;
@@ -100,7 +101,7 @@ pub async fn create(
         _ => None,
     };
     // Let go when this request ends, or is dropped, without having made anything.
-    let mut hold = Hold { api: api.clone(), record: None };
+    let mut hold = Hold::new(&api);
     if let Some(Begun::Fresh(record)) = &begun {
         hold.record = Some(*record);
     }
@@ -131,30 +132,6 @@ struct Request {
     request_id: String,
     repetition: Repetition,
     query_names: Vec<String>,
-}
-
-/// A key that is let go when its request ends without having made anything.
-struct Hold {
-    api: Api,
-    record: Option<RecordId>,
-}
-
-impl Hold {
-    async fn let_go(&mut self) {
-        if let Some(record) = self.record.take() {
-            self.api.requests.release(&self.api.app, record).await;
-        }
-    }
-}
-
-impl Drop for Hold {
-    /// For a request that is dropped because its client hung up.
-    fn drop(&mut self) {
-        if let Some(record) = self.record.take() {
-            let api = self.api.clone();
-            tokio::spawn(async move { api.requests.release(&api.app, record).await });
-        }
-    }
 }
 
 async fn receive(
@@ -283,12 +260,7 @@ impl Commit {
                     let text = object::to_text(view)?;
                     if let Some(record) = record {
                         if !records::complete(tx, record, &holder, &fingerprint, &text).await? {
-                            return Err(Error::Conflict {
-                                code: "idempotency_key_in_use",
-                                message: "another request took over this `Idempotency-Key`"
-                                    .to_owned(),
-                                retry_after: Some(std::time::Duration::from_secs(1)),
-                            });
+                            return Err(idempotency::taken_over());
                         }
                         return Ok((text, None, false));
                     }

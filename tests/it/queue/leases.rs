@@ -219,7 +219,7 @@ async fn a_worker_renews_its_own_leases_and_hears_of_a_cancellation(queue: Queue
     assert!(queue.write(move |tx| Box::pin(store::request_cancel(tx, now, id))).await);
     let renewed = renew(&queue, &ours).await;
     assert_eq!(renewed.len(), 1);
-    assert_eq!((renewed[0].id, renewed[0].cancel_requested_at), (id, Some(now)));
+    assert_eq!((renewed[0].id, renewed[0].is_cancel_requested), (id, true));
     let lapsed = leases::lapsed(queue.db.read()).await.unwrap();
     assert_eq!(lapsed.iter().map(|lapsed| lapsed.id).collect::<Vec<_>>(), [other.id]);
 }

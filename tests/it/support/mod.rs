@@ -9,6 +9,7 @@ mod faults;
 mod process;
 pub mod queue;
 mod script;
+mod seed;
 mod wire;
 
 pub use client::Client;

@@ -1,0 +1,193 @@
+//! Sweeps: the deletion of many files, as one durable job that goes on where it stopped.
+//!
+//! A sweep takes its files from their client a chunk at a time, in one transaction each, and then queues
+//! the deletes of their copies, never more than a few at once: the queue of a million would stand in the
+//! way of everybody else's work.
+
+mod filter;
+pub mod status;
+pub mod store;
+
+use sea_orm::ConnectionTrait;
+use sea_orm::DbErr;
+
+pub use self::filter::Filter;
+pub use self::filter::Selection;
+pub use self::status::SweepStatus;
+use self::store::Found;
+use self::store::Sweep;
+use crate::clock::Timestamp;
+use crate::error::Error;
+use crate::events;
+use crate::events::Event;
+use crate::events::EventKind;
+use crate::files;
+use crate::files::Deletion;
+use crate::files::deletion::Order;
+use crate::ids::JobId;
+use crate::ids::SweepId;
+use crate::jobs;
+use crate::jobs::Failure;
+use crate::jobs::Lane;
+use crate::jobs::NewJob;
+use crate::jobs::Work;
+
+/// Files whose deletes of one sweep are queued at the same time.
+pub const MAX_QUEUED: u32 = 500;
+
+/// A sweep to be written.
+#[derive(Clone, Debug)]
+pub struct NewSweep {
+    pub id: SweepId,
+    pub owner: String,
+    pub selection: Selection,
+    pub is_dry_run: bool,
+    pub max_attempts: u32,
+    pub request_id: Option<String>,
+}
+
+/// Writes a sweep and its job, and answers it as stored.
+///
+/// # Errors
+///
+/// What the database says.
+pub async fn create(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    new: &NewSweep,
+) -> Result<Sweep, Error> {
+    let job = NewJob {
+        id: JobId::mint(),
+        work: Work::Sweep(jobs::Sweep { sweep_id: new.id }),
+        lane: Lane::sweeps(),
+        owner: new.owner.clone(),
+        max_attempts: new.max_attempts,
+        delay: std::time::Duration::ZERO,
+        file_id: None,
+        batch_id: None,
+        model: None,
+        request_id: new.request_id.clone(),
+    };
+    store::insert(tx, now, new, job.id).await?;
+    if let Selection::Files(files) = &new.selection {
+        store::insert_files(tx, new.id, files).await?;
+    }
+    jobs::store::enqueue(tx, now, &[job]).await?;
+    let sweep = store::find(tx, new.id).await?;
+    sweep.ok_or_else(|| Error::Internal(anyhow::anyhow!("sweep `{}` was not stored", new.id)))
+}
+
+/// Deletes the files that were found. A dry run only counts them, and a sweep that was cancelled meanwhile
+/// leaves them.
+///
+/// # Errors
+///
+/// What the database says.
+pub async fn take(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    sweep: &Sweep,
+    found: &Found,
+) -> Result<(), DbErr> {
+    if !store::lock_open(tx, sweep.id).await? {
+        return Ok(());
+    }
+    let files = &found.files;
+    let (matched, done) = if sweep.is_dry_run {
+        (files.len(), 0)
+    } else {
+        let order = Order { sweep_id: Some(sweep.id), request_id: sweep.request_id.clone() };
+        let buried = files::deletion::delete(tx, now, files, &order).await?;
+        let done = buried.iter().filter(|file| file.deletion == Deletion::Done).count();
+        (buried.len(), done)
+    };
+    store::took(tx, now, sweep.id, (matched, done), found).await?;
+    if found.is_last { settle(tx, now, sweep.id, 0, 0).await } else { Ok(()) }
+}
+
+/// Queues the deletes of the next files that the sweep has taken. Answers whether there were any.
+///
+/// # Errors
+///
+/// What the database says.
+pub async fn queue(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    sweep: &Sweep,
+    limit: u32,
+) -> Result<bool, DbErr> {
+    let order = Order { sweep_id: Some(sweep.id), request_id: sweep.request_id.clone() };
+    let behind = files::deletion::queue(tx, now, sweep.queued_to, limit, &order).await?;
+    match behind {
+        Some(behind) => store::queued(tx, sweep.id, behind).await.map(|()| true),
+        None => Ok(false),
+    }
+}
+
+/// The deletion of a swept file has come to something else than it was.
+///
+/// # Errors
+///
+/// What the database says.
+pub async fn moved(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    id: SweepId,
+    before: Deletion,
+    after: Deletion,
+) -> Result<(), DbErr> {
+    let count = |state| i64::from(after == state) - i64::from(before == state);
+    settle(tx, now, id, count(Deletion::Done), count(Deletion::Failed)).await
+}
+
+/// Counts files that moved, and announces the end that this may be.
+async fn settle(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    id: SweepId,
+    deleted: i64,
+    failed: i64,
+) -> Result<(), DbErr> {
+    if let Some(owner) = store::settle(tx, now, id, deleted, failed).await? {
+        let event = Event { kind: EventKind::SweepCompleted, owner, subject: id.0 };
+        events::append(tx, now, &[event]).await?;
+    }
+    Ok(())
+}
+
+/// Ends a sweep whose job is a dead letter.
+///
+/// # Errors
+///
+/// What the database says.
+pub async fn fail(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    id: SweepId,
+    failure: &Failure,
+) -> Result<(), DbErr> {
+    if let Some(owner) = store::fail(tx, now, id, failure).await? {
+        let event = Event { kind: EventKind::SweepCompleted, owner, subject: id.0 };
+        events::append(tx, now, &[event]).await?;
+    }
+    Ok(())
+}
+
+/// Stops taking files. What was taken is deleted all the same.
+///
+/// # Errors
+///
+/// When the sweep has ended.
+pub async fn cancel(tx: &impl ConnectionTrait, now: Timestamp, sweep: &Sweep) -> Result<(), Error> {
+    if !store::cancel(tx, now, sweep.id).await? {
+        return Err(Error::Conflict {
+            code: "sweep_ended",
+            message: "the sweep has already ended: there is nothing left to cancel".to_owned(),
+            retry_after: None,
+        });
+    }
+    let event =
+        Event { kind: EventKind::SweepCompleted, owner: sweep.owner.clone(), subject: sweep.id.0 };
+    events::append(tx, now, &[event]).await?;
+    Ok(())
+}
