@@ -5,6 +5,7 @@
 //! operator has it: everything synced to disk, its log (`info`) written to a file. What follows `--` narrows the run:
 //! `cargo bench --bench numbers -- uploads reads`; `-- --help` shows the sizes.
 
+mod deletes;
 mod idle;
 mod jobs;
 mod large;
@@ -88,6 +89,9 @@ pub struct Options {
     /// Jobs that wait and are not due, likewise
     #[arg(long, env = "LONGSHORE_BENCH_WAITING", default_value_t = 100_000)]
     waiting: usize,
+    /// Files of the one sweep
+    #[arg(long, env = "LONGSHORE_BENCH_SWEPT", default_value_t = 1_000_000)]
+    swept: usize,
     /// Seconds that a system without work is watched
     #[arg(long, env = "LONGSHORE_BENCH_IDLE", default_value_t = 20)]
     idle: usize,
@@ -117,6 +121,7 @@ impl Options {
             &mut self.jobs,
             &mut self.finished,
             &mut self.waiting,
+            &mut self.swept,
             &mut self.idle,
         ] {
             *size = size.div_ceil(10);
@@ -169,7 +174,7 @@ const fn large(name: &'static str, run: fn(&Bench) -> Running<'_>) -> Row {
 }
 
 /// In the order of the table. The raw limits come first, and whatever is chosen comes beside them.
-const ROWS: [Row; 19] = [
+const ROWS: [Row; 21] = [
     row("raw-files", |bench| Box::pin(raw::files(bench))),
     row("raw-loopback", |bench| Box::pin(raw::loopback(bench))),
     row("raw-sqlite", |bench| Box::pin(raw::sqlite(bench))),
@@ -182,6 +187,8 @@ const ROWS: [Row; 19] = [
     large("large-file", |bench| Box::pin(large::file(bench))),
     large("large-batch", |bench| Box::pin(large::batch(bench))),
     row("lines", |bench| Box::pin(lines::all(bench))),
+    row("deletes", |bench| Box::pin(deletes::files(bench))),
+    large("sweep", |bench| Box::pin(deletes::sweep(bench))),
     row("waiters", |bench| Box::pin(waiters::all(bench))),
     row("jobs-sqlite", |bench| Box::pin(jobs::sqlite(bench))),
     on_postgres("jobs-postgres", |bench| Box::pin(jobs::postgres(bench))),
