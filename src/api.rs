@@ -16,6 +16,7 @@ mod limits;
 mod list;
 mod models;
 mod parameters;
+mod reconciliations;
 mod request;
 mod rest;
 pub mod server;
@@ -57,6 +58,7 @@ fn routes() -> OpenApiRouter<Api> {
         .merge(sweeps::routes())
         .merge(models::routes())
         .merge(admin::routes())
+        .merge(reconciliations::routes())
         .merge(health::routes())
         .merge(description::routes())
 }

@@ -76,6 +76,10 @@ minted_id! {
     ApiKeyId, "key_"
 }
 minted_id! {
+    /// A comparison of a provider's list with the mappings, `rec_…`.
+    ReconciliationId, "rec_"
+}
+minted_id! {
     /// The deletion of many files, `sweep_…`.
     SweepId, "sweep_"
 }

@@ -20,6 +20,7 @@ use crate::ids::BatchId;
 use crate::ids::FileId;
 use crate::ids::JobId;
 use crate::ids::MappingId;
+use crate::ids::ReconciliationId;
 use crate::ids::SweepId;
 pub use status::JobStatus;
 
@@ -30,6 +31,7 @@ pub enum Work {
     VerifyUpload(VerifyUpload),
     DeleteFile(DeleteFile),
     Sweep(Sweep),
+    Reconcile(Reconcile),
 }
 
 /// Carries one file to one deployment.
@@ -57,9 +59,16 @@ pub struct Sweep {
     pub sweep_id: SweepId,
 }
 
+/// Compares a provider's list with the mappings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconcile {
+    pub reconciliation_id: ReconciliationId,
+}
+
 impl Work {
     /// The kinds that this version knows. Others, of a newer version, are left to it.
-    pub const KINDS: [&str; 4] = ["upload_file", "verify_upload", "delete_file", "sweep"];
+    pub const KINDS: [&str; 5] =
+        ["upload_file", "verify_upload", "delete_file", "sweep", "reconcile"];
 
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -67,6 +76,7 @@ impl Work {
             Self::VerifyUpload(_) => "verify_upload",
             Self::DeleteFile(_) => "delete_file",
             Self::Sweep(_) => "sweep",
+            Self::Reconcile(_) => "reconcile",
         }
     }
 
@@ -74,7 +84,7 @@ impl Work {
     pub const fn rank(&self) -> i32 {
         match self {
             Self::UploadFile(_) | Self::DeleteFile(_) | Self::Sweep(_) => 0,
-            Self::VerifyUpload(_) => 1,
+            Self::VerifyUpload(_) | Self::Reconcile(_) => 1,
         }
     }
 
@@ -89,6 +99,7 @@ impl Work {
             Self::VerifyUpload(payload) => serde_json::to_string(payload),
             Self::DeleteFile(payload) => serde_json::to_string(payload),
             Self::Sweep(payload) => serde_json::to_string(payload),
+            Self::Reconcile(payload) => serde_json::to_string(payload),
         }
     }
 
@@ -103,6 +114,7 @@ impl Work {
             "verify_upload" => serde_json::from_str(payload).map(Self::VerifyUpload),
             "delete_file" => serde_json::from_str(payload).map(Self::DeleteFile),
             "sweep" => serde_json::from_str(payload).map(Self::Sweep),
+            "reconcile" => serde_json::from_str(payload).map(Self::Reconcile),
             _ => Err(serde::de::Error::custom(format!(
                 "the kind `{kind}` is not known to this version"
             ))),
@@ -269,6 +281,7 @@ mod tests {
             Work::VerifyUpload(VerifyUpload { mapping_id: MappingId::mint() }),
             Work::DeleteFile(DeleteFile { mapping_id: MappingId::mint() }),
             Work::Sweep(Sweep { sweep_id: SweepId::mint() }),
+            Work::Reconcile(Reconcile { reconciliation_id: ReconciliationId::mint() }),
         ];
         for (work, kind) in jobs.into_iter().zip(Work::KINDS) {
             assert_eq!(work.kind(), kind);

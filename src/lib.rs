@@ -21,6 +21,7 @@ pub mod notices;
 pub mod owners;
 pub mod page;
 pub mod providers;
+pub mod reconciliations;
 pub mod sandbox;
 pub mod sweeps;
 pub mod telemetry;

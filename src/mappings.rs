@@ -18,6 +18,8 @@ pub struct Marker(pub String);
 /// The installation's share of a marker, and so the length of its id: 30 bits.
 pub const INSTALLATION_LENGTH: usize = 6;
 const MARKER_LENGTH: usize = 16;
+/// What follows a dot and is longer is no extension.
+const MAX_EXTENSION: usize = 16;
 /// A filename with its marker stays below what providers and filesystems take.
 const MAX_FILENAME: usize = 240;
 
@@ -30,7 +32,7 @@ impl Marker {
     /// The client's filename with the marker before its extension: `in.jsonl` → `in.k3f9….jsonl`.
     pub fn mark(&self, filename: &str) -> String {
         let (stem, extension) = match filename.rsplit_once('.') {
-            Some((stem, extension)) if !stem.is_empty() && extension.len() <= 16 => {
+            Some((stem, extension)) if !stem.is_empty() && extension.len() <= MAX_EXTENSION => {
                 (stem, Some(extension))
             }
             _ => (filename, None),
@@ -43,10 +45,29 @@ impl Marker {
         }
     }
 
-    /// Whether `filename` carries this marker, as a whole part between dots.
-    pub fn is_in(&self, filename: &str) -> bool {
-        filename.split('.').any(|part| part == self.0)
+    /// The marker that [`Marker::mark`] has put into a filename, of whatever installation. The client's own
+    /// part of the name may look like one: only the place tells, and it tells for certain.
+    pub fn of(filename: &str) -> Option<Self> {
+        let (rest, last) = filename.rsplit_once('.')?;
+        let before = rest.rsplit_once('.').filter(|(stem, part)| {
+            !stem.is_empty() && is_marker(part) && last.len() <= MAX_EXTENSION
+        });
+        let marker = match before {
+            Some((_, part)) => part,
+            None => Some(last).filter(|last| is_marker(last))?,
+        };
+        Some(Self(marker.to_owned()))
     }
+
+    /// Whether it was minted by this installation.
+    pub fn is_of(&self, installation_id: &str) -> bool {
+        self.0.starts_with(installation_id)
+    }
+}
+
+fn is_marker(part: &str) -> bool {
+    part.len() == MARKER_LENGTH
+        && part.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'2'..=b'7'))
 }
 
 /// `length` random characters of the base32 alphabet, in lower case.
@@ -75,12 +96,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_marked_name_is_found_by_its_marker_and_by_no_other(name in ".{0,300}") {
-            let (ours, other) = (Marker::mint("aaaaaa"), Marker::mint("aaaaaa"));
-            let marked = ours.mark(&name);
+        fn a_marked_name_tells_its_marker(name in ".{0,300}") {
+            let marker = Marker::mint("aaaaaa");
+            let marked = marker.mark(&name);
             prop_assert!(marked.len() <= MAX_FILENAME);
-            prop_assert!(ours.is_in(&marked));
-            prop_assert!(!other.is_in(&marked));
+            prop_assert_eq!(Marker::of(&marked), Some(marker));
+        }
+
+        #[test]
+        fn a_name_that_holds_other_markers_is_found_by_its_own(
+            parts in prop::collection::vec(prop_oneof!["[a-z2-7]{16}", "[a-z]{0,3}", "[a-z2-7]{17}"], 0..5),
+        ) {
+            let marker = Marker::mint("aaaaaa");
+            prop_assert_eq!(Marker::of(&marker.mark(&parts.join("."))), Some(marker));
         }
     }
 

@@ -84,12 +84,8 @@ impl Listing {
         for _ in 0..MAX_PAGES {
             let page = account.driver.list_files(after.as_ref()).await?;
             for file in page.files {
-                let marker = file
-                    .filename
-                    .split('.')
-                    .map(|part| Marker(part.to_owned()))
-                    .find(|part| sought.contains(part));
-                if let Some(marker) = marker {
+                let marker = Marker::of(&file.filename);
+                if let Some(marker) = marker.filter(|marker| sought.contains(marker)) {
                     found.push((marker, file));
                 }
             }

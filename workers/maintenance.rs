@@ -23,6 +23,7 @@ use crate::jobs::lanes;
 use crate::jobs::lanes::Patience;
 use crate::jobs::lanes::PauseReason;
 use crate::notices::Hint;
+use crate::reconciliations;
 
 const EVERY: Duration = Duration::from_secs(60);
 /// How long a job waits for a credential, for money, or for its provider, before it fails.
@@ -49,6 +50,9 @@ pub async fn run(app: App) {
         }
         if let Err(error) = fail_those_whom_nobody_serves(&app).await {
             tracing::warn!(error = %error, "could not look for jobs that nobody serves");
+        }
+        if let Err(error) = reconcile(&app).await {
+            tracing::warn!(error = %error, "could not plan reconciliations");
         }
         if let Err(error) = prune(&app).await {
             tracing::warn!(error = %error, "could not prune old rows");
@@ -113,6 +117,31 @@ async fn fail(
     Ok(())
 }
 
+/// Plans what is due of comparing what the providers hold.
+async fn reconcile(app: &App) -> Result<(), Error> {
+    let every = app.config.sweeps.reconcile_every;
+    let most = app.config.retry.max_attempts.get();
+    for account in app.providers.iter() {
+        if !account.driver.capabilities().can_list_files {
+            continue;
+        }
+        let (name, now) = (account.settings.name.clone(), app.clock.now());
+        let is_planned = app
+            .db
+            .work(move |tx| {
+                let name = name.clone();
+                Box::pin(
+                    async move { reconciliations::schedule(tx, now, &name, every, most).await },
+                )
+            })
+            .await?;
+        if is_planned {
+            app.notices.hint(Hint::Work);
+        }
+    }
+    Ok(())
+}
+
 async fn prune(app: &App) -> Result<(), DbErr> {
     let now = app.clock.now();
     let kept = &app.config.retention;
@@ -124,6 +153,8 @@ async fn prune(app: &App) -> Result<(), DbErr> {
         let before = now.before(kept);
         in_chunks(app, move |tx| Box::pin(jobs::store::prune(tx, status, before, CHUNK))).await?;
     }
+    let before = now.before(kept.failed_jobs);
+    in_chunks(app, move |tx| Box::pin(reconciliations::store::prune(tx, before, CHUNK))).await?;
     in_chunks(app, move |tx| Box::pin(events::prune(tx, now.before(EVENTS_KEPT), CHUNK))).await?;
     in_chunks(app, move |tx| Box::pin(idempotency::prune(tx, now, CHUNK))).await
 }

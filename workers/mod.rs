@@ -10,6 +10,7 @@ mod held;
 mod listing;
 mod maintenance;
 mod reaper;
+mod reconcile;
 mod registry;
 mod spent_blobs;
 mod strays;

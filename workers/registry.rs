@@ -12,6 +12,7 @@ use super::attempt::Conclusion;
 use super::attempt::Done;
 use super::attempt::Effects;
 use super::delete_file;
+use super::reconcile;
 use super::sweep;
 use super::upload_file;
 use super::verify_upload;
@@ -31,6 +32,7 @@ pub async fn run(attempt: &Attempt, work: &Work) -> Done {
         Work::VerifyUpload(payload) => verify_upload::run(attempt, payload).await,
         Work::DeleteFile(payload) => delete_file::run(attempt, payload).await,
         Work::Sweep(payload) => sweep::run(attempt, payload).await,
+        Work::Reconcile(payload) => reconcile::run(attempt, payload).await,
     }
 }
 
@@ -59,6 +61,7 @@ pub async fn ended_unseen(
         Work::VerifyUpload(_) => Ok(()),
         Work::DeleteFile(payload) => delete_file::ended_unseen(tx, now, payload, ending).await,
         Work::Sweep(payload) => sweep::ended_unseen(tx, now, payload, ending).await,
+        Work::Reconcile(payload) => reconcile::ended_unseen(tx, now, payload, ending).await,
     }
 }
 

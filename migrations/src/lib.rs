@@ -16,6 +16,7 @@ mod m20261123_000007_create_events;
 mod m20261123_000008_create_idempotency_keys;
 mod m20261127_000009_create_deletions;
 mod m20261127_000010_create_sweeps;
+mod m20261127_000011_create_reconciliations;
 
 /// The list of migrations, in the order in which they are applied.
 pub struct Migrator;
@@ -34,6 +35,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261123_000008_create_idempotency_keys::Migration),
             Box::new(m20261127_000009_create_deletions::Migration),
             Box::new(m20261127_000010_create_sweeps::Migration),
+            Box::new(m20261127_000011_create_reconciliations::Migration),
         ]
     }
 }

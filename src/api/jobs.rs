@@ -61,7 +61,8 @@ struct JobObject {
     #[schema(schema_with = is_job)]
     object: &'static str,
     /// What it does: `upload_file` carries a file to a deployment, `verify_upload` looks for copies that an
-    /// upload with an unknown outcome left, `delete_file` deletes a copy. Newer versions know more.
+    /// upload with an unknown outcome left, `delete_file` deletes a copy, `sweep` deletes many
+    /// files, `reconcile` compares a provider's list with what is known here. Newer versions know more.
     kind: String,
     #[schema(schema_with = job_status)]
     status: String,

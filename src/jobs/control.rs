@@ -18,6 +18,7 @@ use crate::files;
 use crate::files::FileStatus;
 use crate::mappings;
 use crate::mappings::store::Certainty;
+use crate::reconciliations;
 use crate::sweeps;
 
 /// Cancels a job that waits, and asks the worker of one that runs to stop.
@@ -90,6 +91,10 @@ async fn give_up(
         // A payload that cannot be read stands for nothing that could be given up.
         Ok(Work::VerifyUpload(_)) | Err(_) => Ok(()),
         Ok(Work::Sweep(payload)) => sweeps::fail(tx, now, payload.sweep_id, failure).await,
+        Ok(Work::Reconcile(payload)) => {
+            let id = payload.reconciliation_id;
+            reconciliations::finish(tx, now, id, Err(failure)).await
+        }
     }
 }
 
@@ -128,6 +133,11 @@ pub async fn retry(tx: &Transaction, now: Timestamp, job: &Job) -> Result<(), Er
     }
     if let Ok(Work::Sweep(payload)) = Work::read(&job.kind, &job.payload)
         && !sweeps::store::reopen(tx, payload.sweep_id).await?
+    {
+        return Err(superseded());
+    }
+    if let Ok(Work::Reconcile(payload)) = Work::read(&job.kind, &job.payload)
+        && !reconciliations::store::reopen(tx, payload.reconciliation_id).await?
     {
         return Err(superseded());
     }

@@ -39,12 +39,15 @@ const PATHS: [(&str, &str, &str); 18] = [
 ];
 
 /// Paths whose ids are nobody's: they are in the configuration, or only for admins.
-const OF_NOBODY: [&str; 5] = [
+const OF_NOBODY: [&str; 8] = [
     "/docs/{file}",
     "/v1/models/{*model}",
     "/v1/admin/keys/{id}",
     "/v1/admin/providers/{name}/pause",
     "/v1/admin/providers/{name}/resume",
+    "/v1/admin/providers/{name}/reconcile",
+    "/v1/admin/providers/{name}/reconciliations",
+    "/v1/admin/reconciliations/{id}",
 ];
 
 fn sources(folder: &std::path::Path) -> Vec<String> {
@@ -275,6 +278,9 @@ async fn only_an_admin_reaches_the_paths_of_admins() {
         (Method::GET, "/v1/admin/providers"),
         (Method::POST, "/v1/admin/providers/at-a/pause"),
         (Method::POST, "/v1/admin/providers/at-a/resume"),
+        (Method::POST, "/v1/admin/providers/at-a/reconcile"),
+        (Method::GET, "/v1/admin/providers/at-a/reconciliations"),
+        (Method::GET, "/v1/admin/reconciliations/rec_x"),
         (Method::GET, "/metrics"),
     ] {
         let send = async |key: &str| {
