@@ -4,6 +4,7 @@ mod attempt;
 mod backend;
 pub mod daemon;
 mod dispatch;
+mod endings;
 mod held;
 mod listing;
 mod maintenance;
