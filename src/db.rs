@@ -31,6 +31,7 @@ use sea_orm::SqlxPostgresConnector;
 use sea_orm::Statement;
 use sea_orm::TransactionTrait;
 use sea_orm::Value;
+use sqlx::Connection as _;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::postgres::PgPoolOptions;
 
@@ -48,6 +49,9 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 const SQLITE_READERS: usize = 8;
 const SQLITE_SCANNERS: usize = 4;
 const POSTGRES_CONNECTIONS: u32 = 16;
+/// A connection that has rested for longer is asked whether it still stands before it is used. The pool asks
+/// each one when it comes back; to ask again at once is a journey to the server and back for every read.
+const UNTESTED_REST: Duration = Duration::from_millis(100);
 /// How often a transaction that PostgreSQL broke off for another's sake is begun anew.
 const MAX_CONFLICTS: u32 = 5;
 
@@ -124,6 +128,15 @@ impl Db {
         let pool = PgPoolOptions::new()
             .max_connections(POSTGRES_CONNECTIONS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
+            .before_acquire(|connection, rested| {
+                Box::pin(async move {
+                    if rested.idle_for > UNTESTED_REST {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             .connect_with(options.clone())
             .await;
         let pool = match pool {

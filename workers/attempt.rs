@@ -13,6 +13,9 @@ use sea_orm::DbErr;
 use tracing::Instrument as _;
 
 use super::dispatch::Slot;
+use super::endings;
+use super::endings::Decided;
+use super::endings::Endings;
 use super::held::Held;
 use super::held::Lease;
 use super::held::Stop;
@@ -22,9 +25,6 @@ use crate::app::Account;
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::clock::millis;
-use crate::events;
-use crate::events::Event;
-use crate::events::EventKind;
 use crate::jobs::Ending;
 use crate::jobs::Failure;
 use crate::jobs::Fence;
@@ -35,6 +35,7 @@ use crate::jobs::claims::Claimed;
 use crate::jobs::lanes;
 use crate::jobs::lanes::Report;
 use crate::jobs::leases;
+use crate::jobs::leases::End;
 use crate::jobs::retry;
 use crate::jobs::retry::RetryPolicy;
 use crate::jobs::retry::Verdict;
@@ -59,6 +60,7 @@ pub struct Attempt {
     /// The one job that is let through to see whether its provider is back.
     pub is_probe: bool,
     pub held: Held,
+    pub endings: Endings,
     pub listings: Listings,
     /// Held until the end is written, since the claim counts what runs.
     pub _slot: Slot,
@@ -169,8 +171,13 @@ impl Attempt {
     /// lost at the worst.
     async fn end(&self, done: &Done) {
         let (since, mut pause) = (Instant::now(), ENDING_PAUSE);
+        let mut ended = self.end_with_others(done).await;
         let ended = loop {
-            match self.try_end(done).await {
+            let tried = match ended.take() {
+                Some(ended) => Ok(ended),
+                None => self.try_end(done).await,
+            };
+            match tried {
                 Ok(ended) => break ended,
                 Err(error) if since.elapsed() < GIVE_UP_ENDING => {
                     tracing::warn!(error = %error, "could not write the end of an attempt; trying again");
@@ -209,10 +216,42 @@ impl Attempt {
         self.app.notices.hint(Hint::Work);
     }
 
+    /// Writes the end together with those of other attempts. `None` when that is of no use, or failed.
+    async fn end_with_others(&self, done: &Done) -> Option<Option<(Ending, &'static str)>> {
+        if !self.app.db.is_postgres() {
+            return None;
+        }
+        let ending = self.settled(&done.conclusion)?;
+        let outcome = outcome(&done.conclusion, &ending);
+        let end = End {
+            fence: self.fence.clone(),
+            claimed_at: self.claimed_at(),
+            ending: ending.clone(),
+            outcome,
+        };
+        let (owner, effects) = (self.job.owner.clone(), Arc::clone(&done.effects));
+        let has_ended = self.endings.write(Decided { end, owner, effects }).await?;
+        Some(has_ended.then_some((ending, outcome)))
+    }
+
+    /// How the attempt ends, if that depends on nothing that is in the database: neither on its lane nor on
+    /// a cancellation that rules out the next.
+    fn settled(&self, conclusion: &Conclusion) -> Option<Ending> {
+        if report(conclusion, self.is_probe).is_some() {
+            return None;
+        }
+        let ending = decide(conclusion, &self.job, &policy(&self.app), Spend::Attempt, 0.0);
+        (!matches!(ending, Ending::Retry { .. })).then_some(ending)
+    }
+
+    fn claimed_at(&self) -> Timestamp {
+        self.job.lease_until.before(self.lease_length)
+    }
+
     async fn try_end(&self, done: &Done) -> Result<Option<(Ending, &'static str)>, DbErr> {
         let (app, job, fence) = (self.app.clone(), self.job.clone(), self.fence.clone());
         let (conclusion, effects) = (done.conclusion.clone(), Arc::clone(&done.effects));
-        let claimed_at = job.lease_until.before(self.lease_length);
+        let claimed_at = self.claimed_at();
         let jitter: f64 = rand::rng().random();
         let is_probe = self.is_probe;
         let account =
@@ -263,16 +302,13 @@ impl Attempt {
                         ending => ending,
                     };
                     let outcome = outcome(&conclusion, &ending);
-                    if !leases::end(tx, &fence, claimed_at, &ending, outcome).await? {
-                        effects.write_after_loss(tx, now).await?;
+                    let end = End { fence, claimed_at, ending: ending.clone(), outcome };
+                    let decided = Decided { end, owner: job.owner.clone(), effects };
+                    if endings::write(tx, now, &[decided]).await? != [true] {
                         return Ok(None);
                     }
                     if let Some((lane_now, pause, failures)) = next {
                         lanes::save(tx, &lane, lane_now, pause, failures).await?;
-                    }
-                    effects.write(tx, now, &ending).await?;
-                    if let Some(kind) = announced(&ending) {
-                        events::append(tx, now, &[Event::of_job(kind, &job.owner, job.id)]).await?;
                     }
                     Ok(Some((ending, outcome)))
                 })
@@ -351,15 +387,6 @@ fn outcome(conclusion: &Conclusion, ending: &Ending) -> &'static str {
         (_, Ending::Succeeded) => "succeeded",
         (_, Ending::Retry { .. }) => "retried",
         (_, Ending::Failed(_)) => "failed",
-    }
-}
-
-fn announced(ending: &Ending) -> Option<EventKind> {
-    match ending {
-        Ending::Succeeded => Some(EventKind::JobSucceeded),
-        Ending::Failed(_) => Some(EventKind::JobFailed),
-        Ending::Cancelled => Some(EventKind::JobCancelled),
-        Ending::Retry { .. } => None,
     }
 }
 

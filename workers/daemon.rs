@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::attempt::Attempt;
 use super::backend::Claims;
 use super::dispatch::Dispatcher;
+use super::endings;
 use super::expiry;
 use super::held::Held;
 use super::held::Stop;
@@ -40,7 +41,9 @@ pub async fn run(app: App, shutdown: CancellationToken) -> anyhow::Result<()> {
     let times = LeaseTimes::new(app.config.workers.lease);
     let (held, stop) = (Held::default(), CancellationToken::new());
     let (claimed, claims) = mpsc::channel(1);
-    let dispatcher = Dispatcher::new(app.clone(), worker.clone(), times, held.clone(), claimed);
+    let (endings, writer) = endings::channel();
+    let dispatcher =
+        Dispatcher::new(app.clone(), worker.clone(), times, held.clone(), endings, claimed);
     tracing::info!(worker = %worker, slots = dispatcher.slots(), "workers started");
 
     // Leases are kept until the last attempt has ended, also while it drains.
@@ -48,6 +51,8 @@ pub async fn run(app: App, shutdown: CancellationToken) -> anyhow::Result<()> {
         let (held, app, worker) = (held.clone(), app.clone(), worker.clone());
         async move { held.keep(app, worker, times).await }
     });
+    // Likewise.
+    let ending = tokio::spawn(writer.run(app.clone()));
     let reaping = tokio::spawn(reaper::run(app.clone(), times));
     let tidying = tokio::spawn(maintenance::run(app.clone()));
     let expiring = tokio::spawn(expiry::run(app.clone()));
@@ -90,7 +95,7 @@ pub async fn run(app: App, shutdown: CancellationToken) -> anyhow::Result<()> {
         }
         _ = &mut draining => Ok(()),
     };
-    for task in [keeping, reaping, tidying, expiring, emptying, dispatching, draining] {
+    for task in [keeping, ending, reaping, tidying, expiring, emptying, dispatching, draining] {
         task.abort();
     }
     tracing::info!("workers stopped");

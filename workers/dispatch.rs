@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::attempt::Attempt;
+use super::endings::Endings;
 use super::held::Held;
 use super::listing::Listings;
 use super::registry;
@@ -78,6 +79,7 @@ pub struct Dispatcher {
     worker: WorkerId,
     times: LeaseTimes,
     held: Held,
+    endings: Endings,
     listings: Listings,
     lanes: Vec<Serving>,
     freed: Arc<Notify>,
@@ -106,6 +108,7 @@ impl Dispatcher {
         worker: WorkerId,
         times: LeaseTimes,
         held: Held,
+        endings: Endings,
         claimed: mpsc::Sender<Task<Arc<Attempt>>>,
     ) -> Self {
         let mut lanes: Vec<_> = app
@@ -132,6 +135,7 @@ impl Dispatcher {
             worker,
             times,
             held,
+            endings,
             listings: Listings::default(),
             lanes,
             freed: Arc::default(),
@@ -199,6 +203,7 @@ impl Dispatcher {
                     lease_length: self.times.lease,
                     is_probe,
                     held: self.held.clone(),
+                    endings: self.endings.clone(),
                     listings: self.listings.clone(),
                     _slot: Slot::take(&self.lanes[place].running, &self.freed),
                     job,

@@ -5,6 +5,7 @@ mod backend;
 pub mod daemon;
 mod delete_file;
 mod dispatch;
+mod endings;
 mod expiry;
 mod held;
 mod listing;

@@ -3,12 +3,15 @@
 //! A lease is judged by the database's clock. Whatever ends an attempt is conditional on its
 //! [`Fence`]: a worker whose job was taken over changes nothing.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use sea_orm::ConnectionTrait;
 use sea_orm::DbErr;
 use sea_orm::FromQueryResult;
 use sea_orm::Value;
+use serde::Serialize;
+use uuid::Uuid;
 
 use super::Ending;
 use super::Failure;
@@ -117,8 +120,7 @@ pub async fn set_progress(
     job: JobId,
     progress: Progress,
 ) -> Result<(), DbErr> {
-    let progress =
-        serde_json::to_string(&progress).map_err(|error| DbErr::Json(error.to_string()))?;
+    let progress = serde_json::to_string(&progress).map_err(no_json)?;
     let sql = "UPDATE jobs SET progress = $2 WHERE id = $1";
     tx.execute_raw(statement(tx, sql, [job.0.into(), progress.into()])).await.map(|_| ())
 }
@@ -129,12 +131,111 @@ pub async fn report_progress(
     fence: &Fence,
     progress: Progress,
 ) -> Result<(), DbErr> {
-    let progress =
-        serde_json::to_string(&progress).map_err(|error| DbErr::Json(error.to_string()))?;
+    let progress = serde_json::to_string(&progress).map_err(no_json)?;
     let sql = "UPDATE jobs SET progress = $4 WHERE id = $1 AND epoch = $2 AND lease_owner = $3";
     let values: [Value; 4] =
         [fence.job_id.0.into(), fence.epoch.into(), fence.worker.0.clone().into(), progress.into()];
     tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
+}
+
+/// The end of an attempt, as it is to be written.
+#[derive(Clone, Debug)]
+pub struct End {
+    pub fence: Fence,
+    pub claimed_at: Timestamp,
+    pub ending: Ending,
+    /// What the record of the attempt calls it.
+    pub outcome: &'static str,
+}
+
+/// What the statements take of an [`End`].
+#[derive(Serialize)]
+struct EndRow<'e> {
+    id: Uuid,
+    epoch: i64,
+    worker: &'e str,
+    status: &'static str,
+    unspent: i32,
+    rest: Option<i64>,
+    error: Option<String>,
+    outcome: &'static str,
+    claimed_at: i64,
+}
+
+impl<'e> EndRow<'e> {
+    fn of(end: &'e End) -> Result<Self, DbErr> {
+        let (status, rest, unspent, error) = match &end.ending {
+            Ending::Succeeded => ("succeeded", None, 0, None),
+            Ending::Retry { after, spend, failure } => {
+                let unspent = if *spend == Spend::Nothing { 1 } else { 0 };
+                ("retrying", Some(millis(*after)), unspent, failure.as_ref())
+            }
+            Ending::Failed(failure) => ("failed", None, 0, Some(failure)),
+            Ending::Cancelled => ("cancelled", None, 0, None),
+        };
+        Ok(Self {
+            id: end.fence.job_id.0,
+            epoch: end.fence.epoch,
+            worker: &end.fence.worker.0,
+            status,
+            unspent,
+            rest,
+            error: error.map(serde_json::to_string).transpose().map_err(no_json)?,
+            outcome: end.outcome,
+            claimed_at: end.claimed_at.0,
+        })
+    }
+}
+
+/// Ends the attempts that the fences stand for, and answers for each whether it did. `false` when the
+/// lease was lost: then nothing was written of it, and the caller writes nothing of it either.
+///
+/// It comes first in a worker's transaction, so that a lost lease is known before anything is changed.
+pub async fn end(tx: &impl ConnectionTrait, ends: &[End]) -> Result<Vec<bool>, DbErr> {
+    let rows = ends.iter().map(EndRow::of).collect::<Result<Vec<_>, _>>()?;
+    if is_postgres(tx) {
+        return end_together(tx, &rows).await;
+    }
+    let mut ended = Vec::with_capacity(rows.len());
+    for row in rows {
+        ended.push(end_one(tx, row).await?);
+    }
+    Ok(ended)
+}
+
+/// In one statement, however many there are and with their records, since each statement is a journey to
+/// PostgreSQL and back. They go there as JSON: so the text is the same for any number, and planned once.
+async fn end_together(tx: &impl ConnectionTrait, rows: &[EndRow<'_>]) -> Result<Vec<bool>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        job_id: Uuid,
+        epoch: i64,
+    }
+    let now = db::now(tx);
+    let ended = ending_statement(
+        now,
+        "FROM json_to_recordset($1::json) AS given(id uuid, epoch bigint, worker text, status text, unspent integer, \
+         rest bigint, error text, outcome text, claimed_at bigint)",
+        [
+            "given.id",
+            "given.epoch",
+            "given.worker",
+            "given.status",
+            "given.unspent",
+            "given.rest",
+            "given.error",
+        ],
+    );
+    let sql = format!(
+        "WITH ended AS ({ended} RETURNING given.*, jobs.attempt) \
+         INSERT INTO job_attempts (job_id, epoch, attempt, worker, outcome, error, started_at, finished_at) \
+         SELECT id, epoch, attempt + unspent, worker, outcome, error, claimed_at, {now} FROM ended \
+         RETURNING job_id, epoch"
+    );
+    let values = [Value::from(serde_json::to_string(rows).map_err(no_json)?)];
+    let ended = Row::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
+    let ended: HashSet<_> = ended.into_iter().map(|row| (row.job_id, row.epoch)).collect();
+    Ok(rows.iter().map(|row| ended.contains(&(row.id, row.epoch))).collect())
 }
 
 #[derive(FromQueryResult)]
@@ -144,69 +245,39 @@ struct Ended {
     now: Timestamp,
 }
 
-/// Ends the attempt that `fence` stands for. `false` when the lease was lost: then nothing was
-/// written, and the caller writes nothing either.
-///
-/// It comes first in a worker's transaction, so that a lost lease is known before anything is changed.
-pub async fn end(
-    tx: &impl ConnectionTrait,
-    fence: &Fence,
-    claimed_at: Timestamp,
-    ending: &Ending,
-    outcome: &str,
-) -> Result<bool, DbErr> {
+async fn end_one(tx: &impl ConnectionTrait, row: EndRow<'_>) -> Result<bool, DbErr> {
     let now = db::now(tx);
-    let (status, rest, unspent, error) = match ending {
-        Ending::Succeeded => ("succeeded", None, 0, None),
-        Ending::Retry { after, spend, failure } => {
-            let unspent = if *spend == Spend::Nothing { 1 } else { 0 };
-            ("retrying", Some(millis(*after)), unspent, failure.as_ref())
-        }
-        Ending::Failed(failure) => ("failed", None, 0, Some(failure)),
-        Ending::Cancelled => ("cancelled", None, 0, None),
-    };
-    let error = error
-        .map(serde_json::to_string)
-        .transpose()
-        .map_err(|error| DbErr::Json(error.to_string()))?;
-    let ended = format!(
-        "UPDATE jobs SET status = $4, attempt = attempt - $5, lease_owner = NULL, lease_until = NULL, \
-         run_at = COALESCE({now} + $6, run_at), error = CASE WHEN $4 = 'succeeded' THEN NULL ELSE COALESCE($7, error) END, \
-         finished_at = CASE WHEN $4 = 'retrying' THEN NULL ELSE {now} END \
-         WHERE id = $1 AND epoch = $2 AND lease_owner = $3"
-    );
-    let mut values: Vec<Value> = vec![
-        fence.job_id.0.into(),
-        fence.epoch.into(),
-        fence.worker.0.clone().into(),
-        status.into(),
-        unspent.into(),
-        rest.into(),
-        error.clone().into(),
-    ];
-    if is_postgres(tx) {
-        // In one statement, since each is a journey to the server and back. It infers no type for a
-        // parameter that stands in a CASE or an output column.
-        let mut sql = format!(
-            "WITH ended AS ({ended} RETURNING id, attempt) \
-             INSERT INTO job_attempts (job_id, epoch, attempt, worker, outcome, error, started_at, finished_at) \
-             SELECT id, $2, attempt + $5, $3, $9, $7, $8, {now} FROM ended"
-        );
-        let casts = ["bigint", "text", "text", "integer", "bigint", "text", "bigint", "text"];
-        for (number, kind) in (2..).zip(casts) {
-            sql = sql.replace(&format!("${number}"), &format!("${number}::{kind}"));
-        }
-        values.extend([claimed_at.0.into(), outcome.into()]);
-        return Ok(tx.execute_raw(statement(tx, &sql, values)).await?.rows_affected() == 1);
-    }
+    let ended = ending_statement(now, "", ["$1", "$2", "$3", "$4", "$5", "$6", "$7"]);
     let sql = format!("{ended} RETURNING attempt, $8 AS started_at, {now} AS now");
-    values.push(claimed_at.0.into());
+    let values: [Value; 8] = [
+        row.id.into(),
+        row.epoch.into(),
+        row.worker.into(),
+        row.status.into(),
+        row.unspent.into(),
+        row.rest.into(),
+        row.error.clone().into(),
+        row.claimed_at.into(),
+    ];
     let ended = Ended::find_by_statement(statement(tx, &sql, values)).one(tx).await?;
     let Some(mut ended) = ended else { return Ok(false) };
     // The number of the attempt that ended, whether it was spent or not.
-    ended.attempt += unspent;
-    record_attempt(tx, fence.job_id, fence.epoch, &fence.worker.0, &ended, outcome, error).await?;
+    ended.attempt += row.unspent;
+    let id = JobId(row.id);
+    record_attempt(tx, id, row.epoch, row.worker, &ended, row.outcome, row.error).await?;
     Ok(true)
+}
+
+/// The statement that ends attempts, with the places of its values.
+fn ending_statement(now: &str, from: &str, places: [&str; 7]) -> String {
+    let [id, epoch, worker, status, unspent, rest, error] = places;
+    format!(
+        "UPDATE jobs SET status = {status}, attempt = attempt - {unspent}, lease_owner = NULL, lease_until = NULL, \
+         run_at = COALESCE({now} + {rest}, run_at), \
+         error = CASE WHEN {status} = 'succeeded' THEN NULL ELSE COALESCE({error}, jobs.error) END, \
+         finished_at = CASE WHEN {status} = 'retrying' THEN NULL ELSE {now} END {from} \
+         WHERE jobs.id = {id} AND jobs.epoch = {epoch} AND lease_owner = {worker}"
+    )
 }
 
 async fn record_attempt(
@@ -303,7 +374,7 @@ pub async fn reap(tx: &impl ConnectionTrait, lapsed: &Lapsed) -> Result<Option<R
         ("retrying", Reaped::Retrying)
     };
     let shown = if let Reaped::Failed(failure) = &reaped { failure } else { &died };
-    let error = serde_json::to_string(shown).map_err(|error| DbErr::Json(error.to_string()))?;
+    let error = serde_json::to_string(shown).map_err(no_json)?;
     let sql = "UPDATE jobs SET status = $2, deaths = $3, lease_owner = NULL, lease_until = NULL, error = $4, \
                run_at = $5, finished_at = $6 WHERE id = $1";
     let finished_at = (status != "retrying").then_some(row.now.0);
@@ -320,4 +391,8 @@ pub async fn reap(tx: &impl ConnectionTrait, lapsed: &Lapsed) -> Result<Option<R
     record_attempt(tx, lapsed.id, lapsed.epoch, &row.lease_owner, &ended, "died", Some(error))
         .await?;
     Ok(Some(reaped))
+}
+
+fn no_json(error: serde_json::Error) -> DbErr {
+    DbErr::Json(error.to_string())
 }

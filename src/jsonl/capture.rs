@@ -43,6 +43,15 @@ impl Capture {
         self.target != Target::Nothing
     }
 
+    /// Takes in the last of the string.
+    #[inline]
+    pub(super) fn end(&mut self, decoded: &[u8]) {
+        match self.target {
+            Target::Key => self.key.end(decoded),
+            Target::Nothing | Target::CustomId => self.push(decoded),
+        }
+    }
+
     #[inline]
     pub(super) fn push(&mut self, decoded: &[u8]) {
         match self.target {
@@ -53,18 +62,52 @@ impl Capture {
     }
 }
 
+/// The keys that mean something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Name {
+    CustomId,
+    Method,
+    Url,
+    Body,
+    Model,
+    #[default]
+    Other,
+}
+
+impl Name {
+    fn of(key: &[u8]) -> Self {
+        match key {
+            b"custom_id" => Self::CustomId,
+            b"method" => Self::Method,
+            b"url" => Self::Url,
+            b"body" => Self::Body,
+            b"model" => Self::Model,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// A key, kept only while it may still be one of the known ones.
 #[derive(Default)]
 pub(super) struct Key {
+    /// Once the key has been read.
+    pub(super) name: Name,
     bytes: [u8; LONGEST_KEY],
     /// One more than fits once the key is too long to be known.
     length: usize,
 }
 
 impl Key {
-    /// The decoded key; empty, hence unknown, if it is too long.
-    pub(super) fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(..self.length).unwrap_or_default()
+    /// Most keys come whole, and are recognised where they lie: to copy them first and to compare the copy
+    /// at once makes the processor wait for its own writes.
+    fn end(&mut self, last: &[u8]) {
+        if self.length == 0 {
+            self.name = Name::of(last);
+        } else {
+            self.push(last);
+            // Empty, hence unknown, if it is too long.
+            self.name = Name::of(self.bytes.get(..self.length).unwrap_or_default());
+        }
     }
 
     fn push(&mut self, decoded: &[u8]) {

@@ -1,6 +1,9 @@
 //! The `custom_id` of a line, and those of all lines before it.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    hash::{BuildHasherDefault, Hasher},
+};
 
 use sha2::{Digest, Sha256};
 
@@ -75,14 +78,33 @@ impl CustomId {
 /// being twice as big: with two million ids in a single set that is 107 MB for a moment. In many,
 /// which grow one after another, it is never more than the 71 MB they take in the end.
 pub(super) struct CustomIds {
-    sets: Vec<HashSet<u128>>,
+    sets: Vec<HashSet<u128, BuildHasherDefault<Uniform>>>,
+}
+
+/// Takes a digest for its own hash: it is as good as random already, and nobody can choose it.
+#[derive(Default)]
+struct Uniform(u64);
+
+impl Hasher for Uniform {
+    fn write_u128(&mut self, digest: u128) {
+        // The lowest bits have chosen the set.
+        self.0 = (digest >> 64) as u64;
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("a digest is hashed as one number")
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 const SETS: u128 = 64;
 
 impl CustomIds {
     pub(super) fn new() -> Self {
-        Self { sets: (0..SETS).map(|_| HashSet::new()).collect() }
+        Self { sets: (0..SETS).map(|_| HashSet::default()).collect() }
     }
 
     /// Returns `false` if the id was there already.

@@ -3,7 +3,7 @@
 use std::mem;
 
 use super::{
-    capture::Capture,
+    capture::{Capture, Name},
     custom_id::CustomIds,
     edits::{Mark, Recorder},
     fault::FaultKind,
@@ -142,7 +142,7 @@ impl Line {
         match (depth, &mut self.body) {
             (1, _) => self.field_begins(),
             (2, Some(body)) => {
-                body.at_model = self.capture.key.as_bytes() == b"model";
+                body.at_model = self.capture.key.name == Name::Model;
                 body.has_model |= body.at_model;
                 Ok(())
             }
@@ -151,12 +151,12 @@ impl Line {
     }
 
     fn field_begins(&mut self) -> Result<(), FaultKind> {
-        let (field, seen) = match self.capture.key.as_bytes() {
-            b"custom_id" => (Field::CustomId, &mut self.seen.custom_id),
-            b"method" => (Field::Method, &mut self.seen.method),
-            b"url" => (Field::Url, &mut self.seen.url),
-            b"body" => (Field::Body, &mut self.seen.body),
-            _ => {
+        let (field, seen) = match self.capture.key.name {
+            Name::CustomId => (Field::CustomId, &mut self.seen.custom_id),
+            Name::Method => (Field::Method, &mut self.seen.method),
+            Name::Url => (Field::Url, &mut self.seen.url),
+            Name::Body => (Field::Body, &mut self.seen.body),
+            Name::Model | Name::Other => {
                 self.field = None;
                 return Ok(());
             }

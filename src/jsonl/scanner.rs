@@ -121,6 +121,11 @@ impl Scanner {
                         }
                     }
                     self.text_ends(start + index as u64, line)?;
+                    // What follows nearly always is not worth a turn of the loop.
+                    if let (State::Colon, Some(b':')) = (self.state, bytes.get(index)) {
+                        self.state = State::Value;
+                        index += if bytes.get(index + 1) == Some(&b' ') { 2 } else { 1 };
+                    }
                     continue;
                 }
                 State::Number => match self.number.then(byte) {

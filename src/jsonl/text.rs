@@ -53,7 +53,7 @@ impl Text {
         if let State::Plain = self.state {
             plain = plain_length(bytes);
             if bytes.get(plain) == Some(&b'"') && self.high_surrogate.is_none() {
-                capture.push(&bytes[..plain]);
+                capture.end(&bytes[..plain]);
                 return Ok(Read::Closed(plain + 1));
             }
         }
@@ -82,6 +82,7 @@ impl Text {
                     b'"' => {
                         self.literal(&bytes[literal..at], capture);
                         self.flush_surrogate(capture);
+                        capture.end(&[]);
                         return Ok(Read::Closed(at + 1));
                     }
                     b'\\' => {

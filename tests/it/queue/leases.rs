@@ -27,6 +27,7 @@ on_both!(
     a_job_rests_until_its_time,
     each_job_is_claimed_once_by_sixteen_claimers,
     an_epoch_that_is_over_writes_nothing,
+    ends_that_are_written_together_are_each_fenced,
     only_what_speaks_against_the_job_spends_an_attempt,
     every_ended_attempt_is_recorded,
     a_worker_renews_its_own_leases_and_hears_of_a_cancellation,
@@ -167,6 +168,37 @@ async fn an_epoch_that_is_over_writes_nothing(queue: Queue) {
     assert_eq!(queue.count("SELECT count(*) FROM job_attempts").await, 1);
     assert!(queue.end(&new.fence(&next), Ending::Succeeded).await);
     assert!(!queue.end(&new.fence(&next), Ending::Succeeded).await);
+}
+
+async fn ends_that_are_written_together_are_each_fenced(queue: Queue) {
+    let worker = WorkerId::new();
+    queue.enqueue([queue.upload("alice"), queue.upload("alice"), queue.upload("alice")]).await;
+    let claims = queue.claim_as(&worker, UNLIMITED, 3).await;
+    let [succeeded, lost, failed] = [0, 1, 2].map(|place| claims[place].clone());
+    let lapsed = lapse(&queue, lost.id).await;
+    assert_eq!(reap(&queue, &lapsed).await, Some(Reaped::Retrying));
+    // By the same worker, as happens to one that stood still for a while: both attempts end at once.
+    let again = queue.claim_one(&worker).await;
+    let failure = Failure::permanent("odd", "a \"quoted\" \u{0} and \u{1F980}");
+    let late = Ending::Failed(Failure::permanent("late", "late"));
+    let ends = [
+        queue.as_ended(&lost.fence(&worker), late).await,
+        queue.as_ended(&succeeded.fence(&worker), Ending::Succeeded).await,
+        queue.as_ended(&again.fence(&worker), HAND_BACK).await,
+        queue.as_ended(&failed.fence(&worker), Ending::Failed(failure.clone())).await,
+    ];
+    assert_eq!(queue.end_together(ends.clone()).await, [false, true, true, true]);
+    assert_eq!(queue.end_together(ends).await, [false; 4]);
+    for (id, status) in [(succeeded.id, "succeeded"), (again.id, "retrying"), (failed.id, "failed")]
+    {
+        assert_eq!(queue.status(id).await, status);
+    }
+    assert_eq!(queue.job(failed.id).await.failure(), Some(failure));
+    let attempts = store::attempts(queue.db.read(), again.id).await.unwrap();
+    let told: Vec<_> = attempts.iter().map(|attempt| attempt.outcome.as_str()).collect();
+    assert_eq!(told, ["died", "retried"]);
+    // The one that died, and the three whose leases held.
+    assert_eq!(queue.count("SELECT count(*) FROM job_attempts").await, 4);
 }
 
 async fn only_what_speaks_against_the_job_spends_an_attempt(queue: Queue) {

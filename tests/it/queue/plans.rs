@@ -14,6 +14,7 @@ use longshore::jobs::JobStatus;
 use longshore::jobs::WorkerId;
 use longshore::jobs::claims;
 use longshore::jobs::leases;
+use longshore::jobs::leases::End;
 use longshore::jobs::store;
 use sea_orm::ConnectionTrait;
 use sea_orm::DbBackend;
@@ -213,8 +214,13 @@ async fn the_loops_read_what_is_live(queue: &Queue) {
                 leases::lapsed(&recorded).await?;
                 leases::renew(&recorded, &worker, LEASE).await?;
                 leases::check(&recorded, &fence).await?;
-                leases::end(&recorded, &fence, Timestamp(1), &Ending::Succeeded, "succeeded")
-                    .await?;
+                let end = End {
+                    fence,
+                    claimed_at: Timestamp(1),
+                    ending: Ending::Succeeded,
+                    outcome: "succeeded",
+                };
+                leases::end(&recorded, &[end]).await?;
                 idempotency::renew(
                     &recorded,
                     Timestamp(1),

@@ -28,6 +28,7 @@ use longshore::jobs::claims::Claimed;
 use longshore::jobs::lanes;
 use longshore::jobs::lanes::Limits;
 use longshore::jobs::leases;
+use longshore::jobs::leases::End;
 use longshore::jobs::store;
 use longshore::jobs::store::Job;
 use sea_orm::ConnectionTrait;
@@ -199,11 +200,22 @@ impl Queue {
 
     /// Ends an attempt. `false` when the lease was lost.
     pub async fn end(&self, fence: &Fence, ending: Ending) -> bool {
+        let end = self.as_ended(fence, ending).await;
+        self.end_together([end]).await == [true]
+    }
+
+    /// The end of an attempt, as it is written.
+    pub async fn as_ended(&self, fence: &Fence, ending: Ending) -> End {
         let (fence, outcome) = (fence.clone(), outcome(&ending));
-        let claimed_at = self.now().await;
+        End { fence, claimed_at: self.now().await, ending, outcome }
+    }
+
+    /// Ends attempts, and tells of each whether its lease held.
+    pub async fn end_together(&self, ends: impl Into<Vec<End>>) -> Vec<bool> {
+        let ends: Arc<[End]> = ends.into().into();
         self.write(move |tx| {
-            let (fence, ending) = (fence.clone(), ending.clone());
-            Box::pin(async move { leases::end(tx, &fence, claimed_at, &ending, outcome).await })
+            let ends = Arc::clone(&ends);
+            Box::pin(async move { leases::end(tx, &ends).await })
         })
         .await
     }
