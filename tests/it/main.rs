@@ -20,6 +20,7 @@ mod owners;
 mod processes;
 mod provider_faults;
 mod queue;
+mod reconciliations;
 mod refusals;
 mod repetition;
 mod sdk;
