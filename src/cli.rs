@@ -199,7 +199,7 @@ impl Cli {
             Command::Migrate { what } => serve::migrate(&start, what).await,
             Command::Demo(demo) => demo.run(&start).await,
             Command::Sandbox(sandbox) => sandbox.run(&start).await,
-            Command::Config { what } => what.run(&start),
+            Command::Config { what } => what.run(&start).await,
             Command::Doctor(doctor) => doctor.run(&start).await,
             Command::Keys { what } => what.run(&start).await,
             Command::Files { server, what } => Ok(what.run(&server.client()?, server.json).await?),

@@ -6,6 +6,7 @@
 //! twice, before a byte is sent again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::db::Transaction;
 use async_trait::async_trait;
@@ -41,6 +42,8 @@ use crate::providers::RemoteFile;
 use crate::providers::SentWhole;
 
 const OUTCOME_UNKNOWN: &str = "outcome_unknown";
+/// How much longer than here a file lives at its provider.
+const EXPIRY_MARGIN: Duration = Duration::from_secs(3600);
 
 pub async fn run(attempt: &Attempt, payload: &UploadFile) -> Done {
     let found = match store::find_upload(attempt.app.db.read(), payload.mapping_id).await {
@@ -232,7 +235,7 @@ async fn send(
         content_type: upload.content_type.clone(),
         purpose: upload.purpose.clone(),
         bytes,
-        expires_after: None,
+        expires_after: expires_after(upload, attempt.app.clock.now()),
         body: watched(content.body, Arc::clone(&attempt.lease), bytes),
         sent,
     };
@@ -258,6 +261,11 @@ async fn send(
         }
         Err(error) => Carried { strays, ..Carried::of(Conclusion::of_error(&error)) },
     }
+}
+
+/// A provider that can let a file expire is told to, as a safety net: an hour after it is deleted from here.
+fn expires_after(upload: &Upload, now: Timestamp) -> Option<Duration> {
+    upload.expires_at.map(|at| at.after(EXPIRY_MARGIN).since(now))
 }
 
 /// Counts what goes out, and lets it end only while the lease holds: the driver sends the last bytes

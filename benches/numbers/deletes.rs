@@ -14,6 +14,8 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use longshore::db::Db;
+use longshore::mappings::Marker;
+use longshore::sandbox::Purpose;
 use sea_orm::ConnectionTrait as _;
 
 use crate::Bench;
@@ -206,8 +208,12 @@ async fn seed(folder: &Path, count: usize) -> anyhow::Result<()> {
     execute(folder, &statements).await
 }
 
+fn database(folder: &Path) -> String {
+    format!("sqlite://{}", folder.join("longshore.db").display())
+}
+
 async fn execute(folder: &Path, statements: &[String]) -> anyhow::Result<()> {
-    let db = Db::connect(&format!("sqlite://{}", folder.join("longshore.db").display())).await?;
+    let db = Db::connect(&database(folder)).await?;
     db.migrate().await?;
     for sql in statements {
         let sql: Arc<str> = sql.as_str().into();
@@ -220,4 +226,105 @@ async fn execute(folder: &Path, statements: &[String]) -> anyhow::Result<()> {
         written?;
     }
     Ok(())
+}
+
+/// A provider's whole list compared with the mappings: half of it ours.
+pub async fn reconcile(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let count = bench.options.reconciled;
+    let folder = bench.folder("reconcile")?;
+    // Made by a first start, since the markers begin with its id.
+    let first = Installation::start(&folder, Setup { models: &["a"], ..Setup::default() }).await?;
+    drop(first);
+    let db = Db::connect(&database(&folder)).await?;
+    let id = longshore::installation::in_database(db.read()).await?.context("no installation")?;
+    let installation =
+        Installation::start(&folder, Setup { models: &["a"], ..Setup::default() }).await?;
+    let mut rows = Vec::with_capacity(count / 2);
+    for number in 0..count {
+        let is_ours = number % 2 == 0;
+        let filename = match is_ours {
+            true => Marker::mint(&id).mark("in.txt"),
+            false => format!("in.{number}.txt"),
+        };
+        let planted = installation.sandbox.plant(
+            "a",
+            &filename,
+            Purpose::UserData,
+            bytes::Bytes::from_static(b"x"),
+        );
+        if is_ours {
+            let marker = Marker::of(&filename).context("no marker")?.0;
+            rows.push((number, marker, planted.id));
+        }
+    }
+    let mut statements = Vec::new();
+    for chunk in rows.chunks(1000) {
+        let files: Vec<_> = chunk
+            .iter()
+            .map(|(number, _, _)| {
+                format!(
+                    "(x'{0:032x}', 'seeded-{0}', x'{0:032x}', 'admin', 'in.txt', 'text/plain', 'user_data', 1, '', '{{}}', \
+                     'processed', 1)",
+                    number + 1
+                )
+            })
+            .collect();
+        statements.push(format!(
+            "INSERT INTO files (id, managed_id, managed_id_hash, owner, filename, content_type, purpose, bytes, sha256, \
+             metadata, status, created_at) VALUES {}",
+            files.join(", ")
+        ));
+        let mappings: Vec<_> = chunk
+            .iter()
+            .map(|(number, marker, planted)| {
+                format!(
+                    "(x'{0:032x}', x'{0:032x}', 0, 'dep', 'a', 'a', 'a', '{marker}', 'ready', 1, '{planted}', x'{0:032x}', 1)",
+                    number + 1
+                )
+            })
+            .collect();
+        statements.push(format!(
+            "INSERT INTO mappings (id, file_id, position, deployment_id, model, provider, provider_model, marker, status, \
+             ready_at, provider_file_id, job_id, created_at) VALUES {}",
+            mappings.join(", ")
+        ));
+    }
+    execute(&folder, &statements).await?;
+    let before = installation.server.present_memory()?;
+    let address = installation.address;
+    let took = tokio::task::spawn_blocking(move || reconciled(address, count)).await??;
+    let memory = installation.server.peak_memory()?;
+    let what = format!("reconciliation of {count} files at a provider, half of them ours");
+    let line = Line::new(what)
+        .at_most("", took.as_secs_f64(), Unit::Seconds, 60.0)
+        .at_most("memory", memory, Unit::Megabytes, 100.0)
+        .figure("before it", before, Unit::Megabytes);
+    Ok(vec![line])
+}
+
+fn reconciled(address: SocketAddr, count: usize) -> anyhow::Result<Duration> {
+    let mut connection = Connection::open(address)?;
+    let request = format!(
+        "POST /v1/admin/providers/a/reconcile HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {}\r\n\
+         content-length: 0\r\n\r\n",
+        load::KEY
+    );
+    let begun = Instant::now();
+    let id = load::id_of(connection.call(request.as_bytes())?)?;
+    let look = load::get(&format!("/v1/admin/reconciliations/{id}"));
+    loop {
+        let now: serde_json::Value = serde_json::from_slice(connection.call(&look)?)?;
+        if now["status"] != "queued" {
+            let took = begun.elapsed();
+            let report = &now["report"];
+            anyhow::ensure!(
+                report["listed"] == count
+                    && report["held"] == count.div_ceil(2)
+                    && report["missing"] == 0,
+                "{now}"
+            );
+            return Ok(took);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

@@ -92,6 +92,9 @@ pub struct Options {
     /// Files of the one sweep
     #[arg(long, env = "LONGSHORE_BENCH_SWEPT", default_value_t = 1_000_000)]
     swept: usize,
+    /// Files that a provider has
+    #[arg(long, env = "LONGSHORE_BENCH_RECONCILED", default_value_t = 100_000)]
+    reconciled: usize,
     /// Seconds that a system without work is watched
     #[arg(long, env = "LONGSHORE_BENCH_IDLE", default_value_t = 20)]
     idle: usize,
@@ -122,6 +125,7 @@ impl Options {
             &mut self.finished,
             &mut self.waiting,
             &mut self.swept,
+            &mut self.reconciled,
             &mut self.idle,
         ] {
             *size = size.div_ceil(10);
@@ -174,7 +178,7 @@ const fn large(name: &'static str, run: fn(&Bench) -> Running<'_>) -> Row {
 }
 
 /// In the order of the table. The raw limits come first, and whatever is chosen comes beside them.
-const ROWS: [Row; 21] = [
+const ROWS: [Row; 22] = [
     row("raw-files", |bench| Box::pin(raw::files(bench))),
     row("raw-loopback", |bench| Box::pin(raw::loopback(bench))),
     row("raw-sqlite", |bench| Box::pin(raw::sqlite(bench))),
@@ -189,6 +193,7 @@ const ROWS: [Row; 21] = [
     row("lines", |bench| Box::pin(lines::all(bench))),
     row("deletes", |bench| Box::pin(deletes::files(bench))),
     large("sweep", |bench| Box::pin(deletes::sweep(bench))),
+    large("reconcile", |bench| Box::pin(deletes::reconcile(bench))),
     row("waiters", |bench| Box::pin(waiters::all(bench))),
     row("jobs-sqlite", |bench| Box::pin(jobs::sqlite(bench))),
     on_postgres("jobs-postgres", |bench| Box::pin(jobs::postgres(bench))),

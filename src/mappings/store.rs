@@ -377,3 +377,36 @@ pub async fn stray_deleted(
     let sql = "UPDATE strays SET deleted_at = $2 WHERE id = $1";
     tx.execute_raw(statement(tx, sql, [id.0.into(), now.0.into()])).await.map(|_| ())
 }
+
+/// How many copies each provider has that are not deleted, in words: counted up to a thousand.
+pub async fn copies_by_provider(db: &impl ConnectionTrait) -> Result<Vec<(String, String)>, DbErr> {
+    const MOST: i64 = 1000;
+
+    #[derive(FromQueryResult)]
+    struct Name {
+        name: Option<String>,
+    }
+    #[derive(FromQueryResult)]
+    struct Copies {
+        copies: i64,
+    }
+    let (mut found, mut after) = (Vec::new(), String::new());
+    loop {
+        // A step over the index for each provider, however many copies it has.
+        let sql = "SELECT min(provider) AS name FROM mappings WHERE provider > $1 AND provider_file_id IS NOT NULL";
+        let next = Name::find_by_statement(statement(db, sql, [after.into()])).one(db).await?;
+        let Some(name) = next.and_then(|row| row.name) else { return Ok(found) };
+        let sql = "SELECT count(*) AS copies FROM (SELECT 1 FROM mappings WHERE provider = $1 \
+                   AND provider_file_id IS NOT NULL AND status <> 'deleted' LIMIT $2) AS some";
+        let values: [Value; 2] = [name.clone().into(), (MOST + 1).into()];
+        let counted = Copies::find_by_statement(statement(db, sql, values)).one(db).await?;
+        let text = match counted.map_or(0, |row| row.copies) {
+            0 => None,
+            1 => Some("1 copy".to_owned()),
+            count if count > MOST => Some(format!("more than {MOST} copies")),
+            count => Some(format!("{count} copies")),
+        };
+        found.extend(text.map(|text| (name.clone(), text)));
+        after = name;
+    }
+}

@@ -5,16 +5,21 @@ use std::time::Duration;
 use longshore::sandbox::Fault;
 use longshore::sandbox::FaultRule;
 use longshore::sandbox::Operation;
+use reqwest::Method;
 use serde_json::Value;
 use serde_json::json;
 
 use crate::support::BOB_KEY;
+use crate::support::Client;
 use crate::support::Crew;
 use crate::support::Env;
 use crate::support::Kind;
 use crate::support::Options;
+use crate::support::Part;
+use crate::support::answer;
 use crate::support::eventually;
 use crate::support::mapping;
+use crate::support::run;
 use crate::support::status;
 
 const MODELS: &[&str] = &["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
@@ -293,6 +298,9 @@ async fn a_delete_waits_for_a_provider_that_is_not_configured_and_says_so() {
     assert_eq!(copy["status"], "deleting", "{copy}");
     assert_eq!(copy["blocked_by"], "provider_not_configured", "{copy}");
     assert_eq!(env.job(copy).await["blocked_by"], "provider_not_configured");
+    let checked = run(&env.folder(), &["config", "check"], &[]);
+    let warning = "warning: 1 copy of files are at the provider `at-a`, which is not configured";
+    assert!(checked.output.contains(warning), "{}", checked.output);
     env.server.terminate();
     env.reconfigure(|_| text);
     env.restart();
@@ -348,6 +356,23 @@ async fn expired_files_go_by_themselves() {
         .await;
         assert_eq!(env.client.file(id(&kept)).await["status"], "processed");
     }
+}
+
+#[tokio::test]
+async fn a_provider_is_told_to_let_go_of_a_file_somewhat_later_than_it_goes_here() {
+    let env = Env::start().await;
+    let part =
+        Part { filename: "x.txt", purpose: "user_data", models: &["a"], content: b"x".to_vec() };
+    let form = Client::form(part)
+        .text("expires_after[anchor]", "created_at")
+        .text("expires_after[seconds]", "7200");
+    let request = env.client.request(Method::POST, "/v1/files").multipart(form);
+    let (status, file) = answer(request.send().await.unwrap()).await;
+    assert_eq!(status, 200, "{file}");
+    let file = env.client.settled(id(&file)).await;
+    let life = env.sandbox.live_files("a")[0].expires_after_seconds.unwrap();
+    assert!((10_700..=10_800).contains(&life), "{life}");
+    assert!(mapping(&file, "a")["expires_at"].as_i64() > file["expires_at"].as_i64(), "{file}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
