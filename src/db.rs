@@ -124,7 +124,13 @@ impl Db {
         let options = PgConnectOptions::from_str(url)
             .map_err(connection_error)?
             .application_name("longshore")
-            .options([("statement_timeout", "30s"), ("lock_timeout", "10s"), ("timezone", "UTC")]);
+            .options([
+                ("statement_timeout", "30s"),
+                ("lock_timeout", "10s"),
+                // A process that is frozen in the middle of a transaction holds up all others by its locks.
+                ("idle_in_transaction_session_timeout", "5s"),
+                ("timezone", "UTC"),
+            ]);
         let pool = PgPoolOptions::new()
             .max_connections(POSTGRES_CONNECTIONS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -232,6 +238,8 @@ impl Db {
                 let lock = pool.begin().await?;
                 lock.execute_unprepared("SET LOCAL statement_timeout = 0").await?;
                 lock.execute_unprepared("SET LOCAL lock_timeout = 0").await?;
+                lock.execute_unprepared("SET LOCAL idle_in_transaction_session_timeout = 0")
+                    .await?;
                 lock.execute_unprepared(
                     "SELECT pg_advisory_xact_lock(hashtext('longshore.migrate'))",
                 )
