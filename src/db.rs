@@ -193,11 +193,25 @@ impl Db {
     {
         match &self.writer {
             Writer::Sqlite { group, .. } => group.write(group::Urgency::Intake, write).await,
-            Writer::Postgres { pool, .. } => {
-                let connection = Connection::Postgres(pool.clone());
-                let task = tokio::spawn(async move { write_alone(&connection, &write).await });
-                task.await.unwrap_or_else(|error| Err(DbErr::Custom(error.to_string()).into()))
-            }
+            Writer::Postgres { pool, .. } => on_a_connection(pool.clone(), write).await,
+        }
+    }
+
+    /// Like [`Db::work`], but on PostgreSQL in a transaction of its own: for what holds rows that other
+    /// processes want too, as a lane. In one with others, each of two would hold what the other wants.
+    ///
+    /// # Errors
+    ///
+    /// Whatever `write` answered, or what the database said of the commit.
+    pub async fn work_alone<T, E, F>(&self, write: F) -> Result<T, E>
+    where
+        F: for<'t> Fn(&'t Transaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+        T: Send + 'static,
+        E: WriteError,
+    {
+        match &self.writer {
+            Writer::Sqlite { group, .. } => group.write(group::Urgency::Work, write).await,
+            Writer::Postgres { pool, .. } => on_a_connection(pool.clone(), write).await,
         }
     }
 
@@ -296,6 +310,18 @@ impl Db {
     pub async fn ping(&self) -> Result<(), DbErr> {
         self.read.query_one_raw(statement(&self.read, "SELECT 1 AS one", [])).await.map(|_| ())
     }
+}
+
+/// Runs `write` on a connection of the pool, whether its caller goes on waiting or not.
+async fn on_a_connection<T, E, F>(pool: DatabaseConnection, write: F) -> Result<T, E>
+where
+    F: for<'t> Fn(&'t Transaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+    T: Send + 'static,
+    E: WriteError,
+{
+    let connection = Connection::Postgres(pool);
+    let task = tokio::spawn(async move { write_alone(&connection, &write).await });
+    task.await.unwrap_or_else(|error| Err(DbErr::Custom(error.to_string()).into()))
 }
 
 /// A transaction of its own, begun anew when PostgreSQL broke it off for another's sake.

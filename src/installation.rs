@@ -17,6 +17,7 @@ use crate::clock::Timestamp;
 use crate::db::Db;
 use crate::db::statement;
 use crate::error::Error;
+use crate::files;
 use crate::mappings;
 use crate::mappings::INSTALLATION_LENGTH;
 
@@ -42,6 +43,8 @@ pub async fn ensure(db: &Db, blobs: &Blobs, now: Timestamp) -> Result<Installati
     let id = ensure_in_database(db, now).await?;
     let in_store = match in_store(blobs).await? {
         Some(in_store) => in_store,
+        // A database with files belongs to a store with an id: this one is another, as for a clone.
+        None if files::store::is_any(db.read()).await? => "none".to_owned(),
         None => {
             // Another database may be at its first start on the same store: one of the two comes first.
             blobs.create_small(&BlobKey::Installation, id.clone().into()).await?;

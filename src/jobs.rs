@@ -51,6 +51,9 @@ pub struct VerifyUpload {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeleteFile {
     pub mapping_id: MappingId,
+    /// One of many that nobody waits for: it lets others go first.
+    #[serde(default)]
+    pub is_background: bool,
 }
 
 /// Deletes many files.
@@ -80,9 +83,16 @@ impl Work {
         }
     }
 
-    /// The order within a lane: uploads and deletes before looks.
+    /// How many calls to its provider an attempt at a job of this kind makes, as a rule.
+    pub fn calls(kind: &str) -> usize {
+        // A copy is deleted, and then asked for.
+        if kind == "delete_file" { 2 } else { 1 }
+    }
+
+    /// The order within a lane: uploads and deletes before looks, and before what comes in masses.
     pub const fn rank(&self) -> i32 {
         match self {
+            Self::DeleteFile(payload) if payload.is_background => 1,
             Self::UploadFile(_) | Self::DeleteFile(_) | Self::Sweep(_) => 0,
             Self::VerifyUpload(_) | Self::Reconcile(_) => 1,
         }
@@ -279,7 +289,7 @@ mod tests {
         let jobs = [
             Work::UploadFile(UploadFile { mapping_id: MappingId::mint() }),
             Work::VerifyUpload(VerifyUpload { mapping_id: MappingId::mint() }),
-            Work::DeleteFile(DeleteFile { mapping_id: MappingId::mint() }),
+            Work::DeleteFile(DeleteFile { mapping_id: MappingId::mint(), is_background: true }),
             Work::Sweep(Sweep { sweep_id: SweepId::mint() }),
             Work::Reconcile(Reconcile { reconciliation_id: ReconciliationId::mint() }),
         ];

@@ -28,6 +28,8 @@ use crate::jobs::Work;
 use crate::mappings::MappingStatus;
 use crate::owners;
 
+/// How long after a reconciliation that failed the next one begins, at the latest.
+const AFTER_FAILURE: Duration = Duration::from_secs(3600);
 /// Beyond this share of a provider's copies, missing ones are not believed: a wrong account looks the same.
 const MOST_LOST: u64 = 100;
 
@@ -76,7 +78,8 @@ pub fn judge(mapping: Option<&Known>, provider: &str, object: &str) -> Verdict {
     }
 }
 
-/// Writes a reconciliation of a provider and its job.
+/// Writes a reconciliation of a provider and its job. One of the same sort that is not over yet is answered
+/// instead: two at the same time would find the same.
 ///
 /// # Errors
 ///
@@ -89,11 +92,18 @@ pub async fn create(
     max_attempts: u32,
     request_id: Option<String>,
 ) -> Result<Reconciliation, Error> {
+    // The lane is held, so that of two requests one is first.
+    let lane = Lane::of_provider(provider);
+    jobs::lanes::ensure(tx, &lane).await?;
+    jobs::lanes::enter(tx, &lane).await?;
+    if let Some(running) = store::running(tx, provider, is_dry_run).await? {
+        return Ok(running);
+    }
     let id = ReconciliationId::mint();
     let job = NewJob {
         id: JobId::mint(),
         work: Work::Reconcile(jobs::Reconcile { reconciliation_id: id }),
-        lane: Lane::of_provider(provider),
+        lane,
         owner: owners::ADMIN.to_owned(),
         max_attempts,
         delay: Duration::ZERO,
@@ -126,6 +136,8 @@ pub async fn schedule(
     jobs::lanes::ensure(tx, &lane).await?;
     jobs::lanes::enter(tx, &lane).await?;
     let last = store::last(tx, provider).await?;
+    // One that failed is not made up for a whole day later.
+    let every = if last.has_failed { every.min(AFTER_FAILURE) } else { every };
     if last.is_running || now.since(last.at) < every {
         return Ok(false);
     }

@@ -16,6 +16,7 @@ pub use self::filter::Selection;
 pub use self::status::SweepStatus;
 use self::store::Found;
 use self::store::Sweep;
+use self::store::SweepLane;
 use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::events;
@@ -32,8 +33,10 @@ use crate::jobs::Lane;
 use crate::jobs::NewJob;
 use crate::jobs::Work;
 
-/// Files whose deletes of one sweep are queued at the same time.
-pub const MAX_QUEUED: u32 = 500;
+/// Deletes of one sweep at one provider that are queued at the same time.
+const MAX_QUEUED: i64 = 500;
+/// Deletes that one transaction queues.
+const AT_ONCE: u32 = 100;
 
 /// A sweep to be written.
 #[derive(Clone, Debug)]
@@ -77,8 +80,8 @@ pub async fn create(
     sweep.ok_or_else(|| Error::Internal(anyhow::anyhow!("sweep `{}` was not stored", new.id)))
 }
 
-/// Deletes the files that were found. A dry run only counts them, and a sweep that was cancelled meanwhile
-/// leaves them.
+/// Deletes the files that were found. A dry run only counts them. `false` when the sweep takes no more: it was
+/// cancelled meanwhile, and the caller undoes what this wrote.
 ///
 /// # Errors
 ///
@@ -88,24 +91,33 @@ pub async fn take(
     now: Timestamp,
     sweep: &Sweep,
     found: &Found,
-) -> Result<(), DbErr> {
-    if !store::lock_open(tx, sweep.id).await? {
-        return Ok(());
-    }
-    let files = &found.files;
+) -> Result<bool, DbErr> {
     let (matched, done) = if sweep.is_dry_run {
-        (files.len(), 0)
+        (found.files.len(), 0)
     } else {
-        let order = Order { sweep_id: Some(sweep.id), request_id: sweep.request_id.clone() };
-        let buried = files::deletion::delete(tx, now, files, &order).await?;
+        let buried = files::deletion::delete(tx, now, &found.files, &order(sweep)).await?;
         let done = buried.iter().filter(|file| file.deletion == Deletion::Done).count();
         (buried.len(), done)
     };
-    store::took(tx, now, sweep.id, (matched, done), found).await?;
-    if found.is_last { settle(tx, now, sweep.id, 0, 0).await } else { Ok(()) }
+    if !store::took(tx, now, sweep.id, (matched, done), found).await? {
+        return Ok(false);
+    }
+    if !sweep.is_dry_run {
+        store::open_lanes(tx, sweep.id, &found.files).await?;
+    }
+    if found.is_last {
+        store::forget_files(tx, sweep.id).await?;
+        settle(tx, now, sweep.id, 0, 0).await?;
+    }
+    Ok(true)
 }
 
-/// Queues the deletes of the next files that the sweep has taken. Answers whether there were any.
+fn order(sweep: &Sweep) -> Order {
+    let (sweep_id, request_id) = (Some(sweep.id), sweep.request_id.clone());
+    Order { sweep_id, request_id, is_background: true }
+}
+
+/// Queues the next deletes at one provider, if it has room for them. Answers how many.
 ///
 /// # Errors
 ///
@@ -114,14 +126,14 @@ pub async fn queue(
     tx: &impl ConnectionTrait,
     now: Timestamp,
     sweep: &Sweep,
-    limit: u32,
-) -> Result<bool, DbErr> {
-    let order = Order { sweep_id: Some(sweep.id), request_id: sweep.request_id.clone() };
-    let behind = files::deletion::queue(tx, now, sweep.queued_to, limit, &order).await?;
-    match behind {
-        Some(behind) => store::queued(tx, sweep.id, behind).await.map(|()| true),
-        None => Ok(false),
-    }
+    provider: &str,
+) -> Result<u32, DbErr> {
+    let lane = store::lock_lane(tx, sweep.id, provider).await?;
+    let Some(lane) = lane.filter(SweepLane::has_room) else { return Ok(0) };
+    let (last, count) =
+        files::deletion::queue(tx, now, provider, lane.queued_to, AT_ONCE, &order(sweep)).await?;
+    store::queued(tx, sweep.id, provider, last, count, count < AT_ONCE).await?;
+    Ok(count)
 }
 
 /// The deletion of a swept file has come to something else than it was.

@@ -25,6 +25,7 @@ use crate::app::Account;
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::clock::millis;
+use crate::ids::FileId;
 use crate::jobs::Ending;
 use crate::jobs::Failure;
 use crate::jobs::Fence;
@@ -75,6 +76,11 @@ pub enum Conclusion {
         failure: Failure,
         verdict: Verdict,
     },
+    /// As `Failed`, for the last time: it was tried for long enough.
+    GivenUp {
+        failure: Failure,
+        verdict: Verdict,
+    },
     /// As planned, there is more to do later. Costs no attempt.
     Again {
         after: Duration,
@@ -115,6 +121,12 @@ impl Conclusion {
 /// What an attempt changes beside its job's own row.
 #[async_trait]
 pub trait Effects: Send + Sync + 'static {
+    /// The file that it changes something of. Ends that are written together hold their files from the start,
+    /// in one order for all processes.
+    fn file(&self) -> Option<FileId> {
+        None
+    }
+
     /// Writes it, in the transaction that ends the attempt. It may be run more than once.
     async fn write(&self, tx: &Transaction, now: Timestamp, ending: &Ending) -> Result<(), DbErr>;
 
@@ -259,7 +271,7 @@ impl Attempt {
         let credential = account.map(Account::credential).unwrap_or_default();
         self.app
             .db
-            .work(move |tx| {
+            .work_alone(move |tx| {
                 let (app, job, fence) = (app.clone(), job.clone(), fence.clone());
                 let credential = credential.clone();
                 let (conclusion, effects) = (conclusion.clone(), Arc::clone(&effects));
@@ -329,7 +341,8 @@ fn policy(app: &App) -> RetryPolicy {
 /// What an attempt says about its provider, if anything.
 fn report(conclusion: &Conclusion, is_probe: bool) -> Option<Report> {
     match conclusion {
-        Conclusion::Failed { verdict: Verdict::Lane(report), .. } => Some(*report),
+        Conclusion::Failed { verdict: Verdict::Lane(report), .. }
+        | Conclusion::GivenUp { verdict: Verdict::Lane(report), .. } => Some(*report),
         // The provider answered: whatever it said of this job, it is back. What failed on this side of
         // the wire says nothing about it.
         Conclusion::Succeeded if is_probe => Some(Report::Recovered),
@@ -357,7 +370,8 @@ fn decide(
         Conclusion::Again { after, failure } => {
             Ending::Retry { after: *after, spend: Spend::Nothing, failure: failure.clone() }
         }
-        Conclusion::Failed { failure, verdict: Verdict::Permanent } => {
+        Conclusion::GivenUp { failure, .. }
+        | Conclusion::Failed { failure, verdict: Verdict::Permanent } => {
             Ending::Failed(failure.clone())
         }
         Conclusion::Failed { failure, verdict } => {
@@ -416,6 +430,7 @@ mod tests {
             model: None,
             request_id: None,
             created_at: Timestamp(0),
+            started_at: Timestamp(0),
             lease_until: Timestamp(0),
         }
     }

@@ -18,6 +18,7 @@ use super::strays;
 use crate::app::Account;
 use crate::clock::Timestamp;
 use crate::db::Transaction;
+use crate::ids::FileId;
 use crate::jobs::DeleteFile;
 use crate::jobs::Ending;
 use crate::jobs::Failure;
@@ -66,21 +67,19 @@ pub async fn run(attempt: &Attempt, payload: &DeleteFile) -> Done {
         outcome = delete(attempt, &upload) => outcome,
         stop = attempt.lease.stopped() => Outcome::of(Conclusion::of_stop(stop)),
     };
-    let age = app.clock.now().since(attempt.job.created_at);
+    // By the database's clock, as the lease is.
+    let tried = attempt.job.lease_until.since(attempt.job.started_at);
     let conclusion = match outcome.conclusion {
-        Conclusion::Failed { failure, .. } if age > PATIENCE => given_up(failure),
+        Conclusion::Failed { failure, verdict } if tried > PATIENCE => given_up(failure, verdict),
         conclusion => conclusion,
     };
     let effects = Deleted { upload, receipt: outcome.receipt, looked: outcome.looked };
     Done { conclusion, effects: Arc::new(effects) }
 }
 
-fn given_up(failure: Failure) -> Conclusion {
+fn given_up(failure: Failure, verdict: Verdict) -> Conclusion {
     let message = format!("not deleted within 7 days; the last answer was: {}", failure.message);
-    Conclusion::Failed {
-        failure: Failure { message, retryable: false, ..failure },
-        verdict: Verdict::Permanent,
-    }
+    Conclusion::GivenUp { failure: Failure { message, retryable: false, ..failure }, verdict }
 }
 
 /// What an attempt came to.
@@ -102,8 +101,14 @@ async fn delete(attempt: &Attempt, upload: &Upload) -> Outcome {
         let message = format!("the provider `{}` is not configured any more", upload.provider);
         return Outcome::of(Conclusion::transient("provider_not_configured", message));
     };
-    let mut receipt = Receipt { proof: Proof::NotListed, http_status: None, is_verified: true };
+    let mut receipt = Receipt::NEVER_THERE;
     if let Some(id) = upload.provider_file_id.clone().map(ProviderFileId) {
+        // One that was made just now may be unknown to the part of the provider that answers.
+        let age = upload.ready_at.map(|at| attempt.app.clock.now().since(at));
+        let lag = account.settings.list_lag;
+        if let Some(wait) = age.map(|age| lag.saturating_sub(age)).filter(|wait| !wait.is_zero()) {
+            return Outcome::of(Conclusion::Again { after: wait, failure: None });
+        }
         match delete_copy(account, &id).await {
             Ok(deleted) => receipt = deleted,
             Err(conclusion) => return Outcome::of(conclusion),
@@ -111,6 +116,9 @@ async fn delete(attempt: &Attempt, upload: &Upload) -> Outcome {
     }
     if upload.unknown_since.is_some() {
         match delete_lost(attempt, account, upload).await {
+            Ok(Looked::Enough) if receipt == Receipt::NEVER_THERE => {
+                receipt = Receipt { proof: Proof::NotListed, http_status: None, is_verified: true };
+            }
             Ok(Looked::Enough) => {}
             Ok(Looked::Once) => {
                 let after = account.settings.list_lag;
@@ -128,20 +136,17 @@ async fn delete(attempt: &Attempt, upload: &Upload) -> Outcome {
     Outcome { receipt: Some(receipt), ..Outcome::of(Conclusion::Succeeded) }
 }
 
-/// Deletes the copy that the mapping holds, and asks for it afterwards: an answer that says it is deleted
-/// is believed, and checked.
+/// Deletes the copy that the mapping holds, and asks for it afterwards: an answer that says that it is
+/// deleted, or not known, is believed and checked.
 async fn delete_copy(account: &Account, id: &ProviderFileId) -> Result<Receipt, Conclusion> {
     let driver = &account.driver;
     let deleted = driver.delete_file(id).await.map_err(|error| Conclusion::of_error(&error))?;
     let (provider, http_status) = (&account.settings.name, Some(deleted.http_status));
     tracing::info!(provider.name = %provider, provider.file_id = %id, http.status = deleted.http_status, "deleted file");
-    if !deleted.was_there {
-        return Ok(Receipt { proof: Proof::AlreadyGone, http_status, is_verified: true });
-    }
     let is_verified = match driver.file(id).await {
         Err(error) if error.kind == ErrorKind::NotFound => true,
-        // It has no way to look, or none for this key.
-        Err(error) if matches!(error.kind, ErrorKind::Unsupported | ErrorKind::Rejected) => false,
+        // It is deleted, whatever becomes of this question: the next attempt would find it gone.
+        Err(error) if !error.is_transient() => false,
         Err(error) => return Err(Conclusion::of_error(&error)),
         Ok(_) => {
             let message =
@@ -149,7 +154,8 @@ async fn delete_copy(account: &Account, id: &ProviderFileId) -> Result<Receipt, 
             return Err(Conclusion::transient("still_there", message));
         }
     };
-    Ok(Receipt { proof: Proof::Deleted, http_status, is_verified })
+    let proof = if deleted.was_there { Proof::Deleted } else { Proof::AlreadyGone };
+    Ok(Receipt { proof, http_status, is_verified })
 }
 
 /// How often the provider's list was read since the outcome of the upload is unknown.
@@ -214,6 +220,10 @@ struct Deleted {
 
 #[async_trait]
 impl Effects for Deleted {
+    fn file(&self) -> Option<FileId> {
+        Some(self.upload.file_id)
+    }
+
     async fn write(&self, tx: &Transaction, now: Timestamp, ending: &Ending) -> Result<(), DbErr> {
         let upload = &self.upload;
         match (ending, &self.receipt) {

@@ -24,6 +24,7 @@ use crate::app::App;
 use crate::clock::Timestamp;
 use crate::jobs::Lane;
 use crate::jobs::LeaseTimes;
+use crate::jobs::Work;
 use crate::jobs::WorkerId;
 use crate::jobs::claims;
 use crate::jobs::claims::Claimed;
@@ -247,7 +248,7 @@ impl Dispatcher {
         let (worker, lease) = (self.worker.clone(), self.times.lease);
         self.app
             .db
-            .work(move |tx| {
+            .work_alone(move |tx| {
                 let (wanted, worker) = (Arc::clone(&wanted), worker.clone());
                 Box::pin(async move {
                     let mut round =
@@ -279,7 +280,7 @@ impl Dispatcher {
                                 lane,
                                 &state,
                                 &admission,
-                                claims.len(),
+                                claims.iter().map(|job| Work::calls(&job.kind)).sum(),
                                 (last.id, &last.owner),
                             )
                             .await?;

@@ -16,6 +16,7 @@ use crate::db::Transaction;
 use crate::events;
 use crate::events::Event;
 use crate::events::EventKind;
+use crate::files;
 use crate::jobs::Ending;
 use crate::jobs::leases;
 use crate::jobs::leases::End;
@@ -40,6 +41,10 @@ pub async fn write(
 ) -> Result<Vec<bool>, DbErr> {
     let ends: Vec<_> = decided.iter().map(|decided| decided.end.clone()).collect();
     let ended = leases::end(tx, &ends).await?;
+    let mut held: Vec<_> = decided.iter().filter_map(|decided| decided.effects.file()).collect();
+    held.sort_unstable();
+    held.dedup();
+    files::store::lock_all(tx, &held).await?;
     let mut events = Vec::new();
     for (Decided { end, owner, effects }, has_ended) in decided.iter().zip(&ended) {
         if !has_ended {

@@ -43,10 +43,11 @@ async fn expire_files(app: &App) -> Result<usize, DbErr> {
         }
         let buried = app
             .db
-            .work(move |tx| {
+            .work_alone(move |tx| {
                 let expired = expired.clone();
                 Box::pin(async move {
-                    files::deletion::delete(tx, now, &expired, &Order::default()).await
+                    let order = Order { is_background: true, ..Order::default() };
+                    files::deletion::delete(tx, now, &expired, &order).await
                 })
             })
             .await?;

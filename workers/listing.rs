@@ -9,7 +9,9 @@ use std::time::Instant;
 use crate::app::Account;
 use crate::mappings::Marker;
 use crate::providers::ErrorKind;
+use crate::providers::Page;
 use crate::providers::ProviderError;
+use crate::providers::ProviderFileId;
 use crate::providers::RemoteFile;
 
 /// Pages of one list; OpenAI's have up to 10,000 files each.
@@ -82,7 +84,7 @@ impl Listing {
         let mut found = Vec::new();
         let mut after = None;
         for _ in 0..MAX_PAGES {
-            let page = account.driver.list_files(after.as_ref()).await?;
+            let page = next_page(account, after.as_ref()).await?;
             for file in page.files {
                 let marker = Marker::of(&file.filename);
                 if let Some(marker) = marker.filter(|marker| sought.contains(marker)) {
@@ -106,6 +108,25 @@ impl Listing {
             provider_request_id: None,
         })
     }
+}
+
+/// The page behind `after`.
+///
+/// # Errors
+///
+/// As the driver says; but where the place to go on from is refused, because what it names was deleted
+/// meanwhile, the list has to be read anew, and that is no fault of whoever reads it.
+pub async fn next_page(
+    account: &Account,
+    after: Option<&ProviderFileId>,
+) -> Result<Page, ProviderError> {
+    let page = account.driver.list_files(after).await;
+    page.map_err(|error| match error.kind {
+        ErrorKind::Rejected | ErrorKind::NotFound if after.is_some() => {
+            ProviderError { kind: ErrorKind::Conflict, ..error }
+        }
+        _ => error,
+    })
 }
 
 /// Keeps a marker among the wanted.

@@ -1,5 +1,6 @@
 //! What has to be done now and then: jobs that wait in vain, history that is old, blobs that nobody names.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::db::Transaction;
@@ -24,6 +25,7 @@ use crate::jobs::lanes::Patience;
 use crate::jobs::lanes::PauseReason;
 use crate::notices::Hint;
 use crate::reconciliations;
+use crate::sweeps;
 
 const EVERY: Duration = Duration::from_secs(60);
 /// How long a job waits for a credential, for money, or for its provider, before it fails.
@@ -50,6 +52,9 @@ pub async fn run(app: App) {
         }
         if let Err(error) = fail_those_whom_nobody_serves(&app).await {
             tracing::warn!(error = %error, "could not look for jobs that nobody serves");
+        }
+        if let Err(error) = go_on_with_sweeps(&app).await {
+            tracing::warn!(error = %error, "could not look for sweeps without a job");
         }
         if let Err(error) = reconcile(&app).await {
             tracing::warn!(error = %error, "could not plan reconciliations");
@@ -117,6 +122,31 @@ async fn fail(
     Ok(())
 }
 
+/// Queues what a sweep has taken whose job has ended before it queued it: it would be left for ever.
+async fn go_on_with_sweeps(app: &App) -> Result<(), DbErr> {
+    for sweep in sweeps::store::stranded(app.db.scan()).await? {
+        let (now, sweep) = (app.clock.now(), Arc::new(sweep));
+        for lane in sweeps::store::lanes(app.db.scan(), sweep.id).await? {
+            let provider: Arc<str> = lane.provider.into();
+            loop {
+                let (sweep, provider) = (Arc::clone(&sweep), Arc::clone(&provider));
+                let queued = app
+                    .db
+                    .work_alone(move |tx| {
+                        let (sweep, provider) = (Arc::clone(&sweep), Arc::clone(&provider));
+                        Box::pin(async move { sweeps::queue(tx, now, &sweep, &provider).await })
+                    })
+                    .await?;
+                if queued == 0 {
+                    break;
+                }
+            }
+        }
+        app.notices.hint(Hint::Work);
+    }
+    Ok(())
+}
+
 /// Plans what is due of comparing what the providers hold.
 async fn reconcile(app: &App) -> Result<(), Error> {
     let every = app.config.sweeps.reconcile_every;
@@ -128,7 +158,7 @@ async fn reconcile(app: &App) -> Result<(), Error> {
         let (name, now) = (account.settings.name.clone(), app.clock.now());
         let is_planned = app
             .db
-            .work(move |tx| {
+            .work_alone(move |tx| {
                 let name = name.clone();
                 Box::pin(
                     async move { reconciliations::schedule(tx, now, &name, every, most).await },

@@ -61,7 +61,7 @@ async fn reap(app: &App, job: Lapsed) -> Result<(), DbErr> {
     let (at, lapsed) = (app.clone(), job.clone());
     let reaped = app
         .db
-        .work(move |tx| {
+        .work_alone(move |tx| {
             let (app, job) = (at.clone(), lapsed.clone());
             Box::pin(async move {
                 let Some(reaped) = leases::reap(tx, &job).await? else { return Ok(None) };

@@ -17,6 +17,7 @@ use super::attempt::Attempt;
 use super::attempt::Conclusion;
 use super::attempt::Done;
 use super::attempt::Effects;
+use super::listing::next_page;
 use super::strays;
 use crate::app::Account;
 use crate::clock::Timestamp;
@@ -26,7 +27,9 @@ use crate::ids::ReconciliationId;
 use crate::jobs;
 use crate::jobs::Ending;
 use crate::jobs::Failure;
+use crate::jobs::lanes;
 use crate::jobs::leases;
+use crate::jobs::retry;
 use crate::mappings;
 use crate::mappings::Marker;
 use crate::providers::ErrorKind;
@@ -42,10 +45,13 @@ use crate::reconciliations::store::Expected;
 
 /// Pages of one list.
 const MAX_PAGES: usize = 10_000;
+/// How long to wait for the rate budget, between two looks at it.
+const BUDGET_PAUSE: Duration = Duration::from_millis(200);
 /// Mappings that are read at once.
 const CHUNK: u32 = 1000;
-/// Missing copies that one reconciliation looks into. Of more, the rest is left to the next one.
-const MOST_MISSING: usize = 10_000;
+/// Missing copies that one reconciliation looks into, and objects that it deletes. Of more, the rest is left
+/// to the next one.
+const MOST: usize = 10_000;
 /// A copy that is younger than this, or than the provider's lag, may be missing from its list.
 const SETTLED_AFTER: Duration = Duration::from_secs(3600);
 
@@ -82,6 +88,7 @@ async fn reconcile(attempt: &Attempt, id: ReconciliationId) -> Result<Option<Rep
         report: Report::default(),
         hasher: RandomState::new(),
         seen: HashSet::new(),
+        superfluous: Vec::new(),
     };
     if !app.installation.is_trusted {
         pass.is_dry_run = true;
@@ -93,6 +100,8 @@ async fn reconcile(attempt: &Attempt, id: ReconciliationId) -> Result<Option<Rep
     }
     let begun = app.clock.now();
     pass.compare().await?;
+    pass.remove_superfluous().await?;
+    pass.remove_strays(begun).await?;
     pass.look_for_missing(begun).await?;
     Ok(Some(pass.report))
 }
@@ -106,6 +115,14 @@ struct Pass<'a> {
     /// The ids that were listed, by their hashes: eight bytes for each, whatever the ids are like. Two that
     /// share one hide, at worst, that a copy is missing until the next time.
     seen: HashSet<u64>,
+    /// What must go. It is deleted when the list was read to its end: a provider that goes on from an object
+    /// which was just deleted does not know where it was.
+    superfluous: Vec<Superfluous>,
+}
+
+struct Superfluous {
+    mapping_id: MappingId,
+    file: RemoteFile,
 }
 
 impl Pass<'_> {
@@ -113,7 +130,8 @@ impl Pass<'_> {
     async fn compare(&mut self) -> Result<(), Conclusion> {
         let mut after = None;
         for _ in 0..MAX_PAGES {
-            let page = self.account.driver.list_files(after.as_ref()).await;
+            self.spend().await?;
+            let page = next_page(self.account, after.as_ref()).await;
             let page = page.map_err(|error| Conclusion::of_error(&error))?;
             self.see(page.files).await?;
             after = page.next;
@@ -146,7 +164,11 @@ impl Pass<'_> {
                 (Verdict::Held, _) => self.report.held += 1,
                 (Verdict::Left, _) => self.report.left += 1,
                 (Verdict::Superfluous(reason), Some(mapping)) => {
-                    self.remove(mapping.id, &file, reason).await?;
+                    self.report.superfluous += 1;
+                    self.name("superfluous", &file, Some(reason));
+                    if self.superfluous.len() < MOST {
+                        self.superfluous.push(Superfluous { mapping_id: mapping.id, file });
+                    }
                 }
                 (Verdict::Unknown | Verdict::Superfluous(_), _) => {
                     self.report.unknown += 1;
@@ -166,27 +188,80 @@ impl Pass<'_> {
         });
     }
 
-    /// Deletes an object that nothing holds. It is judged once more in the transaction that condemns it.
-    async fn remove(
-        &mut self,
-        id: MappingId,
-        file: &RemoteFile,
-        reason: &'static str,
-    ) -> Result<(), Conclusion> {
-        self.report.superfluous += 1;
-        self.name("superfluous", file, Some(reason));
+    /// Takes a call out of the lane's rate budget, and waits for it: the job itself has paid for one only.
+    async fn spend(&self) -> Result<(), Conclusion> {
+        let per_minute = self.account.settings.requests_per_minute.get();
+        loop {
+            let lane = self.account.lane();
+            let again_at: Result<_, DbErr> = self
+                .attempt
+                .app
+                .db
+                .work_alone(move |tx| {
+                    let lane = lane.clone();
+                    Box::pin(async move { lanes::spend(tx, &lane, per_minute).await })
+                })
+                .await;
+            match again_at {
+                Ok(None) => return Ok(()),
+                Ok(Some(_)) => tokio::time::sleep(BUDGET_PAUSE).await,
+                Err(error) => return Err(Conclusion::without_database(&error)),
+            }
+        }
+    }
+
+    /// Deletes what nothing holds. It is judged once more in the transaction that condemns it.
+    async fn remove_superfluous(&mut self) -> Result<(), Conclusion> {
         if self.is_dry_run {
             return Ok(());
         }
+        for Superfluous { mapping_id, file } in std::mem::take(&mut self.superfluous) {
+            self.remove(mapping_id, vec![file.id.0]).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes what was noted as superfluous long ago, and whose own job did not get to it.
+    async fn remove_strays(&mut self, begun: Timestamp) -> Result<(), Conclusion> {
+        if self.is_dry_run {
+            return Ok(());
+        }
+        let name = &self.account.settings.name;
+        let before = begun.before(SETTLED_AFTER);
+        let forgotten =
+            mappings::store::mappings_with_strays(self.attempt.app.db.scan(), name, before, CHUNK);
+        let forgotten = forgotten.await.map_err(|error| Conclusion::without_database(&error))?;
+        for mapping in forgotten {
+            self.remove(mapping, Vec::new()).await?;
+        }
+        Ok(())
+    }
+
+    /// Condemns what was found of a mapping, and what was noted of it before, and deletes it. What the provider
+    /// refuses to delete stands in the way of nothing else.
+    async fn remove(&mut self, id: MappingId, found: Vec<String>) -> Result<(), Conclusion> {
         let upload = mappings::store::find_upload(self.attempt.app.db.read(), id).await;
         let upload = upload.map_err(|error| Conclusion::without_database(&error))?;
         let Some(upload) = upload else { return Ok(()) };
-        let condemned = strays::condemn(self.attempt, &upload, vec![file.id.0.clone()]).await;
+        let condemned = strays::condemn(self.attempt, &upload, found).await;
         let condemned = condemned.map_err(|error| Conclusion::without_database(&error))?;
         for stray in condemned.unwrap_or_default() {
-            if stray.provider_file_id == file.id.0 {
-                strays::delete(self.attempt, self.account, &stray).await?;
-                self.report.deleted += 1;
+            self.spend().await?;
+            match strays::delete(self.attempt, self.account, &stray).await {
+                Ok(()) => self.report.deleted += 1,
+                Err(Conclusion::Failed {
+                    failure,
+                    verdict: retry::Verdict::Permanent | retry::Verdict::Rest,
+                }) => {
+                    self.report.failed += 1;
+                    self.report.name(Sample {
+                        kind: "failed".to_owned(),
+                        provider_file_id: stray.provider_file_id,
+                        filename: None,
+                        reason: Some(failure.message),
+                    });
+                }
+                Err(conclusion) => return Err(conclusion),
             }
         }
         Ok(())
@@ -195,7 +270,7 @@ impl Pass<'_> {
     /// Asks the provider for every copy that the list did not show, twice, and notes those that are gone.
     async fn look_for_missing(&mut self, begun: Timestamp) -> Result<(), Conclusion> {
         let before = begun.before(SETTLED_AFTER.max(self.account.settings.list_lag));
-        let missing = self.missing(before).await?;
+        let missing = self.missing(begun, before).await?;
         if missing.is_empty() || self.report.stopped.is_some() {
             return Ok(());
         }
@@ -226,12 +301,16 @@ impl Pass<'_> {
     }
 
     /// The copies that should be there and were not listed. Beyond so many they are only counted.
-    async fn missing(&mut self, before: Timestamp) -> Result<Vec<Expected>, Conclusion> {
+    async fn missing(
+        &mut self,
+        now: Timestamp,
+        before: Timestamp,
+    ) -> Result<Vec<Expected>, Conclusion> {
         let (mut missing, mut after) = (Vec::new(), String::new());
         loop {
             let name = &self.account.settings.name;
             let page =
-                store::expected(self.attempt.app.db.scan(), name, before, &after, CHUNK).await;
+                store::expected(self.attempt.app.db.scan(), name, now, before, &after, CHUNK).await;
             let page = page.map_err(|error| Conclusion::without_database(&error))?;
             let Some(last) = page.last() else { return Ok(missing) };
             after = last.provider_file_id.clone();
@@ -241,7 +320,7 @@ impl Pass<'_> {
                     continue;
                 }
                 self.report.missing += 1;
-                if missing.len() < MOST_MISSING {
+                if missing.len() < MOST {
                     missing.push(copy);
                 }
             }
@@ -251,6 +330,7 @@ impl Pass<'_> {
     async fn not_found(&self, copies: Vec<Expected>) -> Result<Vec<Expected>, Conclusion> {
         let mut gone = Vec::new();
         for copy in copies {
+            self.spend().await?;
             let id = ProviderFileId(copy.provider_file_id.clone());
             match self.account.driver.file(&id).await {
                 Ok(_) => {}

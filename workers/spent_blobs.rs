@@ -1,9 +1,10 @@
 //! Deletes bytes that nobody needs any more: of files that are deleted, and, where `blobs.keep` is a
 //! time, of files that every model has had for that long.
 //!
-//! The bytes go first and their key afterwards, so that a crash in between leaves a key of nothing, which
-//! the next round finds, and never bytes of no key.
+//! Of a deleted file the bytes go first and their key afterwards, so that a crash in between leaves a key of
+//! nothing, which the next round finds.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -48,30 +49,49 @@ pub async fn run(app: App) {
 }
 
 async fn of_deleted_files(app: &App) -> Result<(), Error> {
+    let mut failed = 0;
     loop {
-        let spent = store::spent(app.db.scan(), CHUNK).await?;
+        let spent = store::spent(app.db.scan(), failed, CHUNK).await?;
         let found = spent.len();
-        let deleted = delete(app, spent).await?;
-        // What failed comes first again, and would be found for ever.
-        if found < CHUNK as usize || deleted < found {
+        let gone = delete(app, spent).await;
+        // What could not be deleted comes first again, and must not stand before all others.
+        failed += u32::try_from(found - gone.len()).unwrap_or(u32::MAX);
+        app.db
+            .work(move |tx| {
+                let gone = gone.clone();
+                Box::pin(async move { store::forget_blobs(tx, &gone).await })
+            })
+            .await?;
+        if found < CHUNK as usize {
             return Ok(());
         }
     }
 }
 
+/// Here the keys go first: what is left after a crash is an orphan, which is swept.
 async fn of_carried_files(app: &App, kept: Duration) -> Result<(), Error> {
-    let before = BlobKey::first_of(app.clock.now().before(kept));
+    // By the store's own clock, which the keys of this process may be behind or ahead of.
+    let before = BlobKey::first_of(app.blobs.now().await?.before(kept));
     let mut after = String::new();
     loop {
-        let carried = store::carried(app.db.scan(), &after, &before, CHUNK).await?;
+        let carried = Arc::new(store::carried(app.db.scan(), &after, &before, CHUNK).await?);
         let Some(last) = carried.last() else { return Ok(()) };
         after = last.blob_key.clone();
-        delete(app, carried).await?;
+        let files = Arc::clone(&carried);
+        let released: Vec<FileId> = app
+            .db
+            .work(move |tx| {
+                let files = Arc::clone(&files);
+                Box::pin(async move { store::release_blobs(tx, &files).await })
+            })
+            .await?;
+        let spent = carried.iter().filter(|file| released.contains(&file.id)).cloned().collect();
+        delete(app, spent).await;
     }
 }
 
-/// Answers how many are gone.
-async fn delete(app: &App, spent: Vec<Spent>) -> Result<usize, Error> {
+/// Answers which are gone.
+async fn delete(app: &App, spent: Vec<Spent>) -> Vec<FileId> {
     let deletes = futures_util::stream::iter(spent).map(|spent| async move {
         match app.blobs.delete(&BlobKey::Stored(spent.blob_key)).await {
             Ok(()) => Some(spent.id),
@@ -83,15 +103,6 @@ async fn delete(app: &App, spent: Vec<Spent>) -> Result<usize, Error> {
     });
     let gone: Vec<FileId> =
         deletes.buffer_unordered(AT_ONCE).filter_map(|gone| async move { gone }).collect().await;
-    let count = gone.len();
-    if count > 0 {
-        app.db
-            .work(move |tx| {
-                let gone = gone.clone();
-                Box::pin(async move { store::forget_blobs(tx, &gone).await })
-            })
-            .await?;
-        metrics::counter!("longshore_blobs_deleted_total").increment(count as u64);
-    }
-    Ok(count)
+    metrics::counter!("longshore_blobs_deleted_total").increment(gone.len() as u64);
+    gone
 }

@@ -38,7 +38,7 @@ pub async fn condemn(
     attempt
         .app
         .db
-        .work(move |tx| {
+        .work_alone(move |tx| {
             let (fence, upload, found) = (fence.clone(), Arc::clone(&upload), Arc::clone(&found));
             Box::pin(async move {
                 if !leases::check(tx, &fence).await? {

@@ -15,6 +15,7 @@ use super::attempt::Done;
 use super::attempt::Effects;
 use crate::clock::Timestamp;
 use crate::db::Transaction;
+use crate::ids::JobId;
 use crate::ids::SweepId;
 use crate::jobs;
 use crate::jobs::Ending;
@@ -22,18 +23,18 @@ use crate::jobs::Failure;
 use crate::jobs::leases;
 use crate::notices::Hint;
 use crate::sweeps;
-use crate::sweeps::MAX_QUEUED;
 use crate::sweeps::store;
 use crate::sweeps::store::Sweep;
+use crate::sweeps::store::SweepLane;
 
 /// Files of one transaction: short enough for the one writer of SQLite.
 const CHUNK: u32 = 100;
 /// Files that are counted at once, where that is all.
 const COUNTED: u32 = 2000;
 /// How long it rests while enough of its deletes are queued.
-const REST: Duration = Duration::from_millis(250);
+const REST: Duration = Duration::from_millis(500);
 /// After this long it lets another sweep have its place, if one waits.
-const SLICE: Duration = Duration::from_secs(30);
+const SLICE: Duration = Duration::from_secs(20);
 
 pub async fn run(attempt: &Attempt, payload: &jobs::Sweep) -> Done {
     let conclusion = tokio::select! {
@@ -41,7 +42,7 @@ pub async fn run(attempt: &Attempt, payload: &jobs::Sweep) -> Done {
         // Every chunk is whole, or it is not there.
         stop = attempt.lease.stopped() => Conclusion::of_stop(stop),
     };
-    Done { conclusion, effects: Arc::new(Ended { id: payload.sweep_id }) }
+    Done { conclusion, effects: Arc::new(Ended { id: payload.sweep_id, job: attempt.job.id }) }
 }
 
 async fn sweep(attempt: &Attempt, id: SweepId) -> Conclusion {
@@ -50,10 +51,8 @@ async fn sweep(attempt: &Attempt, id: SweepId) -> Conclusion {
         let sweep = match store::find(attempt.app.db.read(), id).await {
             Ok(Some(sweep)) => sweep,
             Ok(None) => {
-                return Conclusion::permanent(
-                    "sweep_missing",
-                    "the sweep of this job does not exist",
-                );
+                let message = "the sweep of this job does not exist";
+                return Conclusion::permanent("sweep_missing", message);
             }
             Err(error) => return Conclusion::without_database(&error),
         };
@@ -85,57 +84,75 @@ async fn take(attempt: &Attempt, sweep: Sweep) -> Result<Step, DbErr> {
     let limit = if sweep.is_dry_run { COUNTED } else { CHUNK };
     let found = Arc::new(store::next_files(app.db.scan(), &sweep, limit).await?);
     let (now, sweep) = (app.clock.now(), Arc::new(sweep));
-    let is_ours = app
+    let taken = app
         .db
-        .work(move |tx| {
+        .work_alone(move |tx| {
             let (fence, sweep, found) = (fence.clone(), Arc::clone(&sweep), Arc::clone(&found));
-            Box::pin(async move {
-                if !leases::advance(tx, &fence).await? {
-                    return Ok(false);
-                }
-                sweeps::take(tx, now, &sweep, &found).await?;
-                Ok::<_, DbErr>(true)
-            })
-        })
-        .await?;
-    app.notices.hint(Hint::Cancel);
-    app.notices.hint(Hint::Change);
-    Ok(if is_ours { Step::More } else { Step::Lost })
-}
-
-/// Queues the deletes of the next files that were taken.
-async fn queue(attempt: &Attempt, sweep: Sweep) -> Result<Step, DbErr> {
-    let (app, fence) = (&attempt.app, attempt.fence.clone());
-    let room = MAX_QUEUED - store::in_queue(app.db.read(), &sweep, MAX_QUEUED).await?;
-    // Not a few at a time, each with a transaction of its own.
-    if room < CHUNK {
-        return Ok(Step::Rest);
-    }
-    let (now, sweep) = (app.clock.now(), Arc::new(sweep));
-    let step = app
-        .db
-        .work(move |tx| {
-            let (fence, sweep) = (fence.clone(), Arc::clone(&sweep));
             Box::pin(async move {
                 if !leases::advance(tx, &fence).await? {
                     return Ok(Step::Lost);
                 }
-                let were_there = sweeps::queue(tx, now, &sweep, CHUNK).await?;
-                Ok::<_, DbErr>(if were_there { Step::More } else { Step::Done })
+                if sweeps::take(tx, now, &sweep, &found).await? {
+                    Ok(Step::More)
+                } else {
+                    // An error undoes it.
+                    Err(DbErr::RecordNotUpdated)
+                }
             })
         })
-        .await?;
-    app.notices.hint(Hint::Work);
+        .await;
+    app.notices.hint(Hint::Cancel);
+    app.notices.hint(Hint::Change);
+    match taken {
+        // It was cancelled meanwhile.
+        Err(DbErr::RecordNotUpdated) => Ok(Step::More),
+        taken => taken,
+    }
+}
+
+/// Queues the next deletes at every provider that has room for them: one that stands still holds up no other.
+async fn queue(attempt: &Attempt, sweep: Sweep) -> Result<Step, DbErr> {
+    let (app, fence) = (&attempt.app, attempt.fence.clone());
+    let lanes = store::lanes(app.db.read(), sweep.id).await?;
+    if lanes.is_empty() {
+        return Ok(Step::Done);
+    }
+    let (now, sweep) = (app.clock.now(), Arc::new(sweep));
+    let mut step = Step::Rest;
+    for lane in lanes.into_iter().filter(SweepLane::has_room) {
+        let (fence, sweep, lane) = (fence.clone(), Arc::clone(&sweep), Arc::new(lane));
+        let is_ours = app
+            .db
+            .work_alone(move |tx| {
+                let (fence, sweep, lane) = (fence.clone(), Arc::clone(&sweep), Arc::clone(&lane));
+                Box::pin(async move {
+                    if !leases::advance(tx, &fence).await? {
+                        return Ok(false);
+                    }
+                    sweeps::queue(tx, now, &sweep, &lane.provider).await?;
+                    Ok::<_, DbErr>(true)
+                })
+            })
+            .await?;
+        if !is_ours {
+            return Ok(Step::Lost);
+        }
+        step = Step::More;
+        app.notices.hint(Hint::Work);
+    }
     Ok(step)
 }
 
 struct Ended {
     id: SweepId,
+    job: JobId,
 }
 
 #[async_trait]
 impl Effects for Ended {
     async fn write(&self, tx: &Transaction, now: Timestamp, ending: &Ending) -> Result<(), DbErr> {
+        // It may rest for days, and none of the deaths of its workers meanwhile was its own doing.
+        leases::forget_deaths(tx, self.job).await?;
         give_up(tx, now, self.id, ending).await
     }
 }

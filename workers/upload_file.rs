@@ -26,6 +26,7 @@ use crate::blobs::ByteStream;
 use crate::clock::Timestamp;
 use crate::files::Purpose;
 use crate::files::edits::ScanFailed;
+use crate::ids::FileId;
 use crate::jobs::Ending;
 use crate::jobs::Failure;
 use crate::jobs::UploadFile;
@@ -353,6 +354,10 @@ struct Carry {
 
 #[async_trait]
 impl Effects for Carry {
+    fn file(&self) -> Option<FileId> {
+        Some(self.upload.file_id)
+    }
+
     async fn write(&self, tx: &Transaction, now: Timestamp, ending: &Ending) -> Result<(), DbErr> {
         let upload = &self.upload;
         for stray in &self.strays {
@@ -404,7 +409,9 @@ pub async fn ended_unseen(
     let Some(upload) = store::find_upload(tx, payload.mapping_id).await? else { return Ok(()) };
     let certainty = match upload.status()? {
         // Deleted meanwhile, it may have been on its way all the same.
-        MappingStatus::Uploading | MappingStatus::Deleting => Certainty::Unknown(now),
+        MappingStatus::Uploading | MappingStatus::Deleting | MappingStatus::Undeletable => {
+            Certainty::Unknown(now)
+        }
         _ => Certainty::Unchanged,
     };
     metrics::counter!("longshore_unknown_outcomes_total", "provider" => upload.provider.clone())
@@ -427,7 +434,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::ids::FileId;
     use crate::ids::MappingId;
     use crate::providers::ProviderFileId;
 
@@ -443,6 +449,7 @@ mod tests {
             provider_file_id: None,
             unknown_since: None,
             looked_at: None,
+            ready_at: None,
             managed_id: "x".to_owned(),
             owner: "alice".to_owned(),
             filename: "in.jsonl".to_owned(),

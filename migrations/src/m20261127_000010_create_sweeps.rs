@@ -15,7 +15,6 @@ crate::migration! {
             skipped BIGINT NOT NULL DEFAULT 0,
             matched_to {uuid},
             is_matched BOOLEAN NOT NULL DEFAULT FALSE,
-            queued_to {uuid},
             error TEXT,
             request_id TEXT,
             created_at BIGINT NOT NULL,
@@ -30,7 +29,15 @@ crate::migration! {
             file_id {uuid} NOT NULL,
             PRIMARY KEY (sweep_id, file_id)
         );
-        CREATE INDEX files_being_swept ON files (sweep_id, id) WHERE deletion = 'pending' AND sweep_id IS NOT NULL;
+        CREATE TABLE sweep_lanes (
+            sweep_id {uuid} NOT NULL REFERENCES sweeps (id),
+            provider TEXT NOT NULL,
+            queued_to {uuid},
+            queued BIGINT NOT NULL DEFAULT 0,
+            ended BIGINT NOT NULL DEFAULT 0,
+            is_queued BOOLEAN NOT NULL DEFAULT FALSE,
+            PRIMARY KEY (sweep_id, provider)
+        );
     ",
-    down: "DROP INDEX files_being_swept; DROP TABLE sweep_files; DROP TABLE sweeps;"
+    down: "DROP TABLE sweep_lanes; DROP TABLE sweep_files; DROP TABLE sweeps;"
 }

@@ -99,7 +99,7 @@ struct Reconcile {
 /// Reconcile a provider
 ///
 /// Its list is compared with what is known here. What was deleted or superseded and is still there is deleted;
-/// nothing else is touched.
+/// nothing else is touched. While one is not over, it is answered again instead of another being made.
 #[utoipa::path(post, path = "/v1/admin/providers/{name}/reconcile", operation_id = "reconcile_provider",
     tag = "Admin", security(("bearer" = ["admin"])),
     params(("name" = String, Path, description = "The provider's name in the configuration.")),

@@ -147,8 +147,8 @@ impl SweepObject {
 #[serde(default, deny_unknown_fields)]
 struct CreateSweep {
     /// Files by their ids. Those that are deleted already are passed over.
-    #[schema(max_items = 10_000)]
-    file_ids: Vec<String>,
+    #[schema(value_type = Vec<String>, max_items = 10_000, required = false)]
+    file_ids: Option<Vec<String>>,
     #[schema(schema_with = purposes, required = false)]
     purpose: Option<String>,
     /// Unix seconds.
@@ -195,18 +195,19 @@ impl CreateSweep {
 
 async fn select(app: &App, caller: &Caller, asked: &CreateSweep) -> Result<Selection, Error> {
     let filter = asked.filter()?;
-    match (asked.file_ids.is_empty(), filter.is_empty()) {
-        (true, true) => Err(Error::missing(
+    // A list without ids is a list: what an empty one was meant to say is not guessed.
+    match (&asked.file_ids, filter.is_empty()) {
+        (None, true) => Err(Error::missing(
             "file_ids",
             "say which files: `file_ids`, or at least one of `purpose`, `created_before`, `model`, `metadata`, \
              `status`; `\"all\": true` means every file of yours",
         )),
-        (false, false) => Err(Error::invalid(
+        (Some(_), false) => Err(Error::invalid(
             "file_ids",
             "`file_ids` and a filter exclude each other: files that are named need not be like anything",
         )),
-        (true, false) => Ok(Selection::Matching(filter)),
-        (false, true) => named(app, caller, &asked.file_ids).await.map(Selection::Files),
+        (None, false) => Ok(Selection::Matching(filter)),
+        (Some(ids), true) => named(app, caller, ids).await.map(Selection::Files),
     }
 }
 

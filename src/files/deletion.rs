@@ -96,6 +96,8 @@ pub struct Order {
     /// A sweep queues the jobs of its files itself, a few at a time: see [`queue`].
     pub sweep_id: Option<SweepId>,
     pub request_id: Option<String>,
+    /// Nobody waits for it in particular.
+    pub is_background: bool,
 }
 
 /// A file that was deleted just now.
@@ -150,7 +152,7 @@ async fn delete_chunk(
             Fate::AfterUpload => later.push(mapping),
         }
     }
-    mappings::deletion::never_sent(tx, now, &gone).await?;
+    mappings::deletion::never_there(tx, now, &gone).await?;
     mappings::deletion::begin(tx, now, &deletes, false).await?;
     mappings::deletion::begin(tx, now, &later, true).await?;
     if order.sweep_id.is_none() {
@@ -202,7 +204,7 @@ async fn announce(
 /// What is to be done about a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
-    /// It was never sent, and what was begun is called off.
+    /// It never took effect, and what was begun is called off.
     Nothing,
     Delete,
     /// Its upload runs, and is told to stop. What it left is clear when it has ended.
@@ -219,8 +221,8 @@ fn fate(mapping: &Doomed, is_uploading: bool) -> Fate {
     }
 }
 
-/// Queues the deletes of swept files behind `after`, of at most `limit` files. Answers the last one's id, if
-/// there was any.
+/// Queues the deletes of swept files' copies at one provider, from the file `from` on, of at most `limit`
+/// copies. Answers the last one's file, and how many there were.
 ///
 /// # Errors
 ///
@@ -228,23 +230,18 @@ fn fate(mapping: &Doomed, is_uploading: bool) -> Fate {
 pub async fn queue(
     tx: &impl ConnectionTrait,
     now: Timestamp,
-    after: Option<FileId>,
+    provider: &str,
+    from: Option<FileId>,
     limit: u32,
     order: &Order,
-) -> Result<Option<FileId>, DbErr> {
-    let Some(sweep_id) = order.sweep_id else { return Ok(None) };
-    let files = store::swept(tx, sweep_id, after, limit).await?;
-    let last = files.last().map(|(id, _)| *id);
-    let owners: HashMap<FileId, String> = files.into_iter().collect();
-    let ids: Vec<FileId> = owners.keys().copied().collect();
-    for chunk in ids.chunks(CHUNK) {
-        let mut waiting = mappings::deletion::of_files(tx, chunk).await?;
-        waiting.retain(|mapping| {
-            mapping.status == MappingStatus::Deleting && mapping.delete_job_id.is_none()
-        });
-        enqueue(tx, now, &waiting, &owners, Duration::ZERO, order).await?;
-    }
-    Ok(last)
+) -> Result<(Option<FileId>, u32), DbErr> {
+    let Some(sweep_id) = order.sweep_id else { return Ok((None, 0)) };
+    let waiting = mappings::deletion::unqueued(tx, sweep_id, provider, from, limit).await?;
+    let last = waiting.last().map(|(mapping, _)| mapping.file_id);
+    let owners = waiting.iter().map(|(mapping, owner)| (mapping.file_id, owner.clone())).collect();
+    let mappings: Vec<_> = waiting.into_iter().map(|(mapping, _)| mapping).collect();
+    enqueue(tx, now, &mappings, &owners, Duration::ZERO, order).await?;
+    Ok((last, u32::try_from(mappings.len()).unwrap_or(limit)))
 }
 
 async fn enqueue(
@@ -259,7 +256,10 @@ async fn enqueue(
     for mapping in mappings {
         let job = NewJob {
             id: JobId::mint(),
-            work: Work::DeleteFile(DeleteFile { mapping_id: mapping.id }),
+            work: Work::DeleteFile(DeleteFile {
+                mapping_id: mapping.id,
+                is_background: order.is_background,
+            }),
             lane: Lane::of_provider(&mapping.provider),
             owner: owners.get(&mapping.file_id).cloned().unwrap_or_default(),
             max_attempts: MAX_ATTEMPTS,
@@ -275,7 +275,8 @@ async fn enqueue(
     jobs::store::enqueue(tx, now, &new).await
 }
 
-/// Derives from the mappings how far the deletion of a file is, and announces it when it is over.
+/// Derives from the mappings how far the deletion of a file is, and announces it when it is over. Answers the
+/// sweep that it is part of.
 ///
 /// # Errors
 ///
@@ -285,21 +286,22 @@ pub async fn settle(
     now: Timestamp,
     file_id: FileId,
     owner: &str,
-) -> Result<(), DbErr> {
+) -> Result<Option<SweepId>, DbErr> {
     // Locked: two copies that go at once must see each other.
-    let Some((before, sweep)) = store::lock_deletion(tx, file_id).await? else { return Ok(()) };
+    let Some((before, sweep)) = store::lock_deletion(tx, file_id).await? else { return Ok(None) };
     let deletion = Deletion::of_mappings(mappings::deletion::statuses(tx, file_id).await?);
-    if deletion == before {
-        return Ok(());
-    }
-    store::set_deletion(tx, &[file_id], deletion).await?;
+    // Also where nothing moves, so that all take the sweep before what is counted of it.
     if let Some(sweep) = sweep {
         sweeps::moved(tx, now, sweep, before, deletion).await?;
     }
-    if deletion != Deletion::Pending {
-        events::append(tx, now, &[Event::of_file(EventKind::FilePurged, owner, file_id)]).await?;
+    if deletion != before {
+        store::set_deletion(tx, &[file_id], deletion).await?;
+        if deletion != Deletion::Pending {
+            let event = Event::of_file(EventKind::FilePurged, owner, file_id);
+            events::append(tx, now, &[event]).await?;
+        }
     }
-    Ok(())
+    Ok(sweep)
 }
 
 #[cfg(test)]

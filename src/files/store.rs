@@ -276,6 +276,12 @@ pub async fn position(
     Ok(row.map(|row| (row.id, row.owner)))
 }
 
+/// Whether there is any file, tombstones included.
+pub async fn is_any(db: &impl ConnectionTrait) -> Result<bool, DbErr> {
+    let sql = "SELECT 1 FROM files LIMIT 1";
+    Ok(db.query_one_raw(statement(db, sql, [])).await?.is_some())
+}
+
 /// The ids and owners of files by their managed ids, tombstones included.
 pub async fn positions(
     db: &impl ConnectionTrait,
@@ -421,7 +427,8 @@ pub async fn final_among(
     ids: &[uuid::Uuid],
 ) -> Result<Vec<uuid::Uuid>, DbErr> {
     let sql = format!(
-        "SELECT id FROM files WHERE status <> 'uploaded' AND id IN ({})",
+        "SELECT id FROM files WHERE status <> 'uploaded' AND (deletion IS NULL OR deletion <> 'pending') \
+         AND id IN ({})",
         placeholders(1, ids.len())
     );
     let values: Vec<Value> = ids.iter().map(|id| (*id).into()).collect();
@@ -470,6 +477,19 @@ pub async fn set_deletion(
     Ok(())
 }
 
+/// Holds files until the transaction ends, in an order that is the same for all.
+pub async fn lock_all(tx: &impl ConnectionTrait, ids: &[FileId]) -> Result<(), DbErr> {
+    if is_postgres(tx) && !ids.is_empty() {
+        let sql = format!(
+            "SELECT 1 FROM files WHERE id IN ({}) ORDER BY id FOR NO KEY UPDATE",
+            placeholders(1, ids.len())
+        );
+        let values: Vec<Value> = ids.iter().map(|id| id.0.into()).collect();
+        tx.execute_raw(statement(tx, &sql, values)).await?;
+    }
+    Ok(())
+}
+
 /// Holds a deleted file until the transaction ends, and answers how far its deletion is and the sweep that
 /// it is part of; none for a file that is not deleted.
 pub async fn lock_deletion(
@@ -490,35 +510,20 @@ pub async fn lock_deletion(
     Ok(Some((row.deletion.parse().map_err(DbErr::Type)?, row.sweep_id)))
 }
 
-/// The files of a sweep behind `after`, and whose they are, at most `limit`.
-pub async fn swept(
-    db: &impl ConnectionTrait,
-    sweep: SweepId,
-    after: Option<FileId>,
-    limit: u32,
-) -> Result<Vec<(FileId, String)>, DbErr> {
-    #[derive(FromQueryResult)]
-    struct Row {
-        id: FileId,
-        owner: String,
-    }
-    let sql = "SELECT id, owner FROM files WHERE sweep_id = $1 AND id > $2 ORDER BY id LIMIT $3";
-    let after = after.map_or(uuid::Uuid::nil(), |id| id.0);
-    let values: [Value; 3] = [sweep.0.into(), after.into(), limit.into()];
-    let rows = Row::find_by_statement(statement(db, sql, values)).all(db).await?;
-    Ok(rows.into_iter().map(|row| (row.id, row.owner)).collect())
-}
-
 /// Files that live no longer than until `now`, at most `limit`.
 pub async fn expired(
     db: &impl ConnectionTrait,
     now: Timestamp,
     limit: u32,
 ) -> Result<Vec<FileId>, DbErr> {
-    let sql = "SELECT id FROM files WHERE deleted_at IS NULL AND expires_at IS NOT NULL AND expires_at <= $1 \
-               ORDER BY expires_at LIMIT $2";
+    // By the database's clock too: one worker's may be an hour ahead.
+    let sql = format!(
+        "SELECT id FROM files WHERE deleted_at IS NULL AND expires_at IS NOT NULL AND expires_at <= $1 \
+         AND expires_at <= (SELECT {}) ORDER BY expires_at LIMIT $2",
+        crate::db::now(db)
+    );
     let rows =
-        Id::find_by_statement(statement(db, sql, [now.0.into(), limit.into()])).all(db).await?;
+        Id::find_by_statement(statement(db, &sql, [now.0.into(), limit.into()])).all(db).await?;
     Ok(rows.into_iter().map(|row| row.id).collect())
 }
 
@@ -534,12 +539,18 @@ pub struct Spent {
     pub blob_key: String,
 }
 
-/// Deleted files that still have bytes which no upload reads, the first deleted first; at most `limit`.
-pub async fn spent(db: &impl ConnectionTrait, limit: u32) -> Result<Vec<Spent>, DbErr> {
+/// Deleted files that still have bytes which no upload reads, the first deleted first but for those passed
+/// over; at most `limit`.
+pub async fn spent(
+    db: &impl ConnectionTrait,
+    passed_over: u32,
+    limit: u32,
+) -> Result<Vec<Spent>, DbErr> {
     let sql = "SELECT id, blob_key FROM files WHERE deleted_at IS NOT NULL AND blob_key IS NOT NULL \
                AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.file_id = files.id AND jobs.kind = 'upload_file' \
-               AND jobs.status = 'running') ORDER BY deleted_at LIMIT $1";
-    Spent::find_by_statement(statement(db, sql, [limit.into()])).all(db).await
+               AND jobs.status = 'running') ORDER BY deleted_at, id LIMIT $1 OFFSET $2";
+    let values: [Value; 2] = [limit.into(), passed_over.into()];
+    Spent::find_by_statement(statement(db, sql, values)).all(db).await
 }
 
 /// Files that every model has, and whose blob keys sort below `before` and behind `after`: keys begin
@@ -554,6 +565,21 @@ pub async fn carried(
                AND status = 'processed' ORDER BY blob_key LIMIT $3";
     let values: [Value; 3] = [after.into(), before.into(), limit.into()];
     Spent::find_by_statement(statement(db, sql, values)).all(db).await
+}
+
+/// Takes the keys from files that every model has. Answers those that it took: their bytes can go. What is
+/// sent to one more model meanwhile keeps its own.
+pub async fn release_blobs(
+    tx: &impl ConnectionTrait,
+    files: &[Spent],
+) -> Result<Vec<FileId>, DbErr> {
+    let sql = format!(
+        "UPDATE files SET blob_key = NULL WHERE status = 'processed' AND id IN ({}) RETURNING id",
+        placeholders(1, files.len())
+    );
+    let values: Vec<Value> = files.iter().map(|file| file.id.0.into()).collect();
+    let rows = Id::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
+    Ok(rows.into_iter().map(|row| row.id).collect())
 }
 
 /// Forgets the keys of bytes that are deleted.

@@ -46,6 +46,8 @@ pub struct Claimed {
     pub model: Option<String>,
     pub request_id: Option<String>,
     pub created_at: Timestamp,
+    /// Of its first attempt, since it was queued or queued again.
+    pub started_at: Timestamp,
     pub lease_until: Timestamp,
 }
 
@@ -91,7 +93,7 @@ pub async fn claim(
          lease_until = {now} + $2, started_at = COALESCE(started_at, {now}) \
          WHERE id IN ({}) AND status <> 'running' AND finished_at IS NULL \
          RETURNING id, kind, lane, owner, payload, epoch, attempt, max_attempts, progress, file_id, model, \
-         request_id, created_at, lease_until",
+         request_id, created_at, started_at, lease_until",
         placeholders(3, chosen.len())
     );
     let mut values: Vec<Value> = vec![worker.0.clone().into(), millis(lease).into()];

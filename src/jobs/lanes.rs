@@ -19,6 +19,7 @@ pub use self::store::list;
 pub use self::store::open;
 pub use self::store::pauses;
 pub use self::store::save;
+pub use self::store::spend;
 pub use self::store::unserved;
 use super::Spend;
 use super::retry;
@@ -151,12 +152,24 @@ impl LaneState {
             let whole = tokens.max(0.0).floor() as usize;
             if slots > whole {
                 slots = whole;
-                let missing = (1.0 - tokens.fract()).max(0.0) / refill_per_ms(per_minute);
+                // What a claim has overdrawn has to flow back too.
+                let missing =
+                    (tokens.max(0.0).floor() + 1.0 - tokens).max(0.0) / refill_per_ms(per_minute);
                 again_at = Some(Timestamp(self.now.0.saturating_add(missing.ceil() as i64)));
                 is_probe &= slots > 0;
             }
         }
         Admission { slots, is_probe, again_at, tokens }
+    }
+
+    /// The budget after one call more, or when there is one for it.
+    fn spend(&self, per_minute: u32) -> Result<f64, Timestamp> {
+        let tokens = self.refilled(per_minute);
+        if tokens >= 1.0 {
+            return Ok(tokens - 1.0);
+        }
+        let missing = (1.0 - tokens) / refill_per_ms(per_minute);
+        Err(Timestamp(self.now.0.saturating_add(missing.ceil() as i64)))
     }
 
     fn refilled(&self, per_minute: u32) -> f64 {

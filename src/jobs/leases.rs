@@ -106,12 +106,20 @@ pub async fn advance(tx: &impl ConnectionTrait, fence: &Fence) -> Result<bool, D
     Ok(tx.execute_raw(statement(tx, sql, values)).await?.rows_affected() == 1)
 }
 
+/// Forgets the deaths of a job whose attempt has ended as it should, in a transaction that has passed its
+/// fence.
+pub async fn forget_deaths(tx: &impl ConnectionTrait, job: JobId) -> Result<(), DbErr> {
+    let sql = "UPDATE jobs SET deaths = 0 WHERE id = $1";
+    tx.execute_raw(statement(tx, sql, [job.0.into()])).await.map(|_| ())
+}
+
 /// Whether a client wants the job to stop. Whoever asks for it later has to wait for this transaction.
 pub async fn is_cancel_requested(tx: &impl ConnectionTrait, job: JobId) -> Result<bool, DbErr> {
     let lock = if is_postgres(tx) { "FOR UPDATE" } else { "" };
-    let sql =
-        format!("SELECT 1 FROM jobs WHERE id = $1 AND cancel_requested_at IS NOT NULL {lock}");
-    Ok(tx.query_one_raw(statement(tx, &sql, [job.0.into()])).await?.is_some())
+    let sql = format!("SELECT cancel_requested_at FROM jobs WHERE id = $1 {lock}");
+    let row = tx.query_one_raw(statement(tx, &sql, [job.0.into()])).await?;
+    let requested = row.map(|row| row.try_get::<Option<i64>>("", "cancel_requested_at"));
+    Ok(requested.transpose()?.flatten().is_some())
 }
 
 /// Sets how far a job is, in a transaction that has passed its fence.

@@ -10,8 +10,10 @@ use super::outcome;
 use super::receipt::Receipt;
 use super::store::Certainty;
 use super::store::Copy;
+use super::store::OUTCOME_DECIDED;
 use super::store::Upload;
 use crate::clock::Timestamp;
+use crate::db;
 use crate::db::is_postgres;
 use crate::db::placeholders;
 use crate::db::statement;
@@ -19,8 +21,10 @@ use crate::files;
 use crate::ids::FileId;
 use crate::ids::JobId;
 use crate::ids::MappingId;
+use crate::ids::SweepId;
 use crate::jobs;
 use crate::jobs::Failure;
+use crate::sweeps;
 
 /// A mapping whose file is deleted.
 #[derive(Clone, Debug)]
@@ -36,24 +40,22 @@ pub struct Doomed {
     pub delete_job_id: Option<JobId>,
 }
 
-/// Holds the mappings of these files and the jobs of their uploads until the transaction ends, jobs
-/// first, as the end of an upload does. (SQLite has one writer anyway.)
+/// Holds the jobs of these files' uploads, the files and their mappings until the transaction ends, in the
+/// order in which the ends of attempts take them. (SQLite has one writer anyway.)
 pub async fn lock(tx: &impl ConnectionTrait, files: &[FileId]) -> Result<(), DbErr> {
     if !is_postgres(tx) {
         return Ok(());
     }
     let values: Vec<Value> = files.iter().map(|id| id.0.into()).collect();
-    let files = placeholders(1, files.len());
-    for sql in [
-        format!(
-            "SELECT 1 FROM jobs WHERE id IN (SELECT job_id FROM mappings WHERE file_id IN ({files})) \
-             ORDER BY id FOR UPDATE"
-        ),
-        format!("SELECT 1 FROM mappings WHERE file_id IN ({files}) ORDER BY id FOR UPDATE"),
-    ] {
-        tx.execute_raw(statement(tx, &sql, values.clone())).await?;
-    }
-    Ok(())
+    let these = placeholders(1, files.len());
+    let jobs = format!(
+        "SELECT 1 FROM jobs WHERE id IN (SELECT job_id FROM mappings WHERE file_id IN ({these})) ORDER BY id FOR UPDATE"
+    );
+    tx.execute_raw(statement(tx, &jobs, values.clone())).await?;
+    files::store::lock_all(tx, files).await?;
+    let mappings =
+        format!("SELECT 1 FROM mappings WHERE file_id IN ({these}) ORDER BY id FOR UPDATE");
+    tx.execute_raw(statement(tx, &mappings, values)).await.map(|_| ())
 }
 
 /// The mappings of deleted files.
@@ -106,6 +108,47 @@ pub async fn statuses(
     rows.into_iter().map(|row| row.status.parse().map_err(DbErr::Type)).collect()
 }
 
+/// Mappings of swept files at one provider whose deletes are not queued yet, from the file `from` on, in the
+/// order of the files, and whose they are; at most `limit`.
+pub async fn unqueued(
+    tx: &impl ConnectionTrait,
+    sweep: SweepId,
+    provider: &str,
+    from: Option<FileId>,
+    limit: u32,
+) -> Result<Vec<(Doomed, String)>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        id: MappingId,
+        file_id: FileId,
+        model: String,
+        owner: String,
+        unknown_since: Option<Timestamp>,
+        job_id: JobId,
+    }
+    let sql = "SELECT m.id, m.file_id, m.model, f.owner, m.unknown_since, m.job_id \
+               FROM files f JOIN mappings m ON m.file_id = f.id \
+               WHERE f.sweep_id = $1 AND f.id >= $2 AND m.provider = $3 AND m.status = 'deleting' \
+               AND m.delete_job_id IS NULL ORDER BY f.id LIMIT $4";
+    let from = from.map_or(uuid::Uuid::nil(), |id| id.0);
+    let values: [Value; 4] = [sweep.0.into(), from.into(), provider.into(), limit.into()];
+    let rows = Row::find_by_statement(statement(tx, sql, values)).all(tx).await?;
+    let waiting = rows.into_iter().map(|row| {
+        let mapping = Doomed {
+            id: row.id,
+            file_id: row.file_id,
+            status: MappingStatus::Deleting,
+            provider: provider.to_owned(),
+            model: row.model,
+            unknown_since: row.unknown_since,
+            job_id: row.job_id,
+            delete_job_id: None,
+        };
+        (mapping, row.owner)
+    });
+    Ok(waiting.collect())
+}
+
 /// → `deleting`. What was being sent, by a worker that is not known to run, may be there.
 pub async fn begin(
     tx: &impl ConnectionTrait,
@@ -128,8 +171,8 @@ pub async fn begin(
     Ok(())
 }
 
-/// → `deleted`, for what no provider ever saw.
-pub async fn never_sent(
+/// → `deleted`, for what no provider has ever had.
+pub async fn never_there(
     tx: &impl ConnectionTrait,
     now: Timestamp,
     mappings: &[MappingId],
@@ -139,7 +182,7 @@ pub async fn never_sent(
             "UPDATE mappings SET status = 'deleted', deleted_at = $1, receipt = $2 WHERE id IN ({})",
             placeholders(3, chunk.len())
         );
-        let mut values: Vec<Value> = vec![now.0.into(), text(&Receipt::NEVER_SENT)?.into()];
+        let mut values: Vec<Value> = vec![now.0.into(), text(&Receipt::NEVER_THERE)?.into()];
         values.extend(chunk.iter().map(|id| Value::from(id.0)));
         tx.execute_raw(statement(tx, &sql, values)).await?;
     }
@@ -181,7 +224,8 @@ pub async fn upload_ended(
     };
     let sql = format!(
         "UPDATE mappings SET provider_file_id = COALESCE(provider_file_id, $2), {unknown} \
-         WHERE id = $1 AND status = 'deleting' AND ($2 IS NULL OR provider_file_id IS NULL) RETURNING delete_job_id"
+         WHERE id = $1 AND status IN ('deleting', 'undeletable') AND ($2 IS NULL OR provider_file_id IS NULL) \
+         RETURNING delete_job_id"
     );
     let sql = if is_postgres(tx) { sql.replace("$2", "$2::text") } else { sql };
     let row = Row::find_by_statement(statement(tx, &sql, values)).one(tx).await?;
@@ -209,7 +253,20 @@ pub async fn complete(
         // A proxy may still deliver the request whose outcome nobody knows.
         outcome::verify_later(tx, now, upload).await?;
     }
-    files::deletion::settle(tx, now, upload.file_id, &upload.owner).await
+    settle(tx, now, upload, 1).await
+}
+
+/// The deletes that have ended of a sweep are counted for each provider, so that it knows how many are queued.
+async fn settle(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    upload: &Upload,
+    ended: i64,
+) -> Result<(), DbErr> {
+    match files::deletion::settle(tx, now, upload.file_id, &upload.owner).await? {
+        Some(sweep) => sweeps::store::count_ended(tx, sweep, &upload.provider, ended).await,
+        None => Ok(()),
+    }
 }
 
 /// The delete is to be tried again.
@@ -234,7 +291,7 @@ pub async fn give_up(
     if tx.execute_raw(statement(tx, sql, values)).await?.rows_affected() == 0 {
         return Ok(());
     }
-    files::deletion::settle(tx, now, upload.file_id, &upload.owner).await
+    settle(tx, now, upload, 1).await
 }
 
 /// `undeletable` → `deleting`, for a delete that was queued again. `false` when its mapping is in
@@ -245,22 +302,30 @@ pub async fn revive(
     upload: &Upload,
     job: JobId,
 ) -> Result<bool, DbErr> {
-    let sql = "UPDATE mappings SET status = 'deleting' \
-               WHERE id = $1 AND delete_job_id = $2 AND status = 'undeletable'";
+    let sql = format!(
+        "UPDATE mappings SET status = 'deleting', \
+         unknown_since = CASE WHEN {OUTCOME_DECIDED} THEN NULL ELSE unknown_since END, \
+         looked_at = CASE WHEN {OUTCOME_DECIDED} THEN NULL ELSE looked_at END \
+         WHERE id = $1 AND delete_job_id = $2 AND status = 'undeletable'"
+    );
     let values: [Value; 2] = [upload.id.0.into(), job.0.into()];
-    if tx.execute_raw(statement(tx, sql, values)).await?.rows_affected() == 0 {
+    if tx.execute_raw(statement(tx, &sql, values)).await?.rows_affected() == 0 {
         return Ok(false);
     }
-    files::deletion::settle(tx, now, upload.file_id, &upload.owner).await?;
+    settle(tx, now, upload, -1).await?;
     Ok(true)
 }
 
 /// Copies that their providers have let go of by now: `ready` → `expired`, at most `limit` of them.
 pub async fn expire(tx: &impl ConnectionTrait, now: Timestamp, limit: u32) -> Result<u64, DbErr> {
-    let sql = "UPDATE mappings SET status = 'expired' WHERE id IN (SELECT id FROM mappings \
-               WHERE status = 'ready' AND expires_at <= $1 ORDER BY expires_at LIMIT $2) AND status = 'ready'";
+    let sql = format!(
+        "UPDATE mappings SET status = 'expired' WHERE id IN (SELECT id FROM mappings \
+         WHERE status = 'ready' AND expires_at <= $1 AND expires_at <= (SELECT {}) ORDER BY expires_at LIMIT $2) \
+         AND status = 'ready'",
+        db::now(tx)
+    );
     let values: [Value; 2] = [now.0.into(), limit.into()];
-    Ok(tx.execute_raw(statement(tx, sql, values)).await?.rows_affected())
+    Ok(tx.execute_raw(statement(tx, &sql, values)).await?.rows_affected())
 }
 
 fn text(receipt: &Receipt) -> Result<String, DbErr> {

@@ -14,8 +14,8 @@ pub enum Proof {
     AlreadyGone,
     /// The outcome of its upload was unknown, and the provider's list does not show it.
     NotListed,
-    /// No byte of it was ever sent.
-    NeverSent,
+    /// It has never taken effect there: nothing was sent, or what was sent was refused or called off.
+    NeverThere,
 }
 
 /// What a provider answered to a delete, kept with the mapping.
@@ -30,6 +30,6 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    pub const NEVER_SENT: Self =
-        Self { proof: Proof::NeverSent, http_status: None, is_verified: true };
+    pub const NEVER_THERE: Self =
+        Self { proof: Proof::NeverThere, http_status: None, is_verified: false };
 }

@@ -84,6 +84,7 @@ pub struct Upload {
     pub unknown_since: Option<Timestamp>,
     /// When the provider's list was first read to the end without showing that upload.
     pub looked_at: Option<Timestamp>,
+    pub ready_at: Option<Timestamp>,
     pub managed_id: String,
     pub owner: String,
     pub filename: String,
@@ -107,7 +108,7 @@ pub async fn find_upload(
 ) -> Result<Option<Upload>, DbErr> {
     let sql = "SELECT mappings.id, mappings.file_id, mappings.status, mappings.model, mappings.provider, \
                mappings.provider_model, mappings.marker, mappings.provider_file_id, mappings.unknown_since, \
-               mappings.looked_at, files.managed_id, files.owner, files.filename, files.content_type, files.purpose, \
+               mappings.looked_at, mappings.ready_at, files.managed_id, files.owner, files.filename, files.content_type, files.purpose, \
                files.bytes, files.blob_key, files.expires_at, files.deleted_at \
                FROM mappings JOIN files ON files.id = mappings.file_id WHERE mappings.id = $1";
     Upload::find_by_statement(statement(db, sql, [id.0.into()])).one(db).await
@@ -198,6 +199,9 @@ pub async fn looked(tx: &impl ConnectionTrait, id: MappingId, at: Timestamp) -> 
     tx.execute_raw(statement(tx, sql, [id.0.into(), at.0.into()])).await.map(|_| ())
 }
 
+/// A mapping whose unknown outcome nothing here could find out. Whoever retries it has looked at the provider.
+pub const OUTCOME_DECIDED: &str = "error LIKE '{\"code\":\"outcome_unknown\"%'";
+
 /// `failed` → `pending`, for those whose job was queued again.
 pub async fn revive(tx: &impl ConnectionTrait, jobs: &[JobId]) -> Result<u64, DbErr> {
     if jobs.is_empty() {
@@ -205,12 +209,10 @@ pub async fn revive(tx: &impl ConnectionTrait, jobs: &[JobId]) -> Result<u64, Db
     }
     let sql = format!(
         "UPDATE mappings SET status = 'pending', \
-         unknown_since = CASE WHEN {decided} THEN NULL ELSE unknown_since END, \
-         looked_at = CASE WHEN {decided} THEN NULL ELSE looked_at END \
+         unknown_since = CASE WHEN {OUTCOME_DECIDED} THEN NULL ELSE unknown_since END, \
+         looked_at = CASE WHEN {OUTCOME_DECIDED} THEN NULL ELSE looked_at END \
          WHERE status = 'failed' AND job_id IN ({})",
         placeholders(1, jobs.len()),
-        // Nothing here could find out; whoever retries it has looked at the provider.
-        decided = "error LIKE '{\"code\":\"outcome_unknown\"%'",
     );
     let values: Vec<Value> = jobs.iter().map(|id| id.0.into()).collect();
     Ok(tx.execute_raw(statement(tx, &sql, values)).await?.rows_affected())
@@ -294,7 +296,7 @@ pub async fn add_stray(
 ) -> Result<bool, DbErr> {
     let sql = "INSERT INTO strays (id, mapping_id, provider, provider_file_id, reason, found_at) \
                SELECT $1, mappings.id, $3, $4, $5, $6 FROM mappings WHERE mappings.id = $2 \
-               AND (mappings.provider_file_id IS NULL OR mappings.provider_file_id <> $4) \
+               AND (mappings.provider_file_id IS NULL OR mappings.provider_file_id <> $4 OR mappings.status = 'deleted') \
                ON CONFLICT (provider, provider_file_id) DO NOTHING";
     let sql = if is_postgres(tx) {
         sql.replace(
@@ -353,11 +355,17 @@ pub async fn condemn(
     }
     for id in found {
         add_stray(tx, now, upload.id, &upload.provider, id, "found in the provider's list").await?;
+        // Said to be deleted, and there again.
+        let sql =
+            "UPDATE strays SET deleted_at = NULL WHERE mapping_id = $1 AND provider_file_id = $2";
+        tx.execute_raw(statement(tx, sql, [upload.id.0.into(), id.clone().into()])).await?;
     }
     let sql = "UPDATE strays SET condemned_at = COALESCE(condemned_at, $2) \
                WHERE mapping_id = $1 AND deleted_at IS NULL AND provider_file_id <> $3 \
                RETURNING id, provider_file_id";
-    let held = row.provider_file_id.unwrap_or_default();
+    // What a mapping held that is deleted is held by nobody.
+    let is_held = status != MappingStatus::Deleted;
+    let held = row.provider_file_id.filter(|_| is_held).unwrap_or_default();
     let values: [Value; 3] = [upload.id.0.into(), now.0.into(), held.into()];
     Stray::find_by_statement(statement(tx, sql, values)).all(tx).await.map(Some)
 }
@@ -376,6 +384,24 @@ pub async fn stray_deleted(
 ) -> Result<(), DbErr> {
     let sql = "UPDATE strays SET deleted_at = $2 WHERE id = $1";
     tx.execute_raw(statement(tx, sql, [id.0.into(), now.0.into()])).await.map(|_| ())
+}
+
+/// Mappings with strays at a provider that were found before `before` and are there still; at most `limit`.
+pub async fn mappings_with_strays(
+    db: &impl ConnectionTrait,
+    provider: &str,
+    before: Timestamp,
+    limit: u32,
+) -> Result<Vec<MappingId>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        mapping_id: MappingId,
+    }
+    let sql = "SELECT DISTINCT mapping_id FROM strays WHERE provider = $1 AND deleted_at IS NULL AND found_at < $2 \
+               LIMIT $3";
+    let values: [Value; 3] = [provider.into(), before.0.into(), limit.into()];
+    let rows = Row::find_by_statement(statement(db, sql, values)).all(db).await?;
+    Ok(rows.into_iter().map(|row| row.mapping_id).collect())
 }
 
 /// How many copies each provider has that are not deleted, in words: counted up to a thousand.

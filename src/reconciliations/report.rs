@@ -24,8 +24,10 @@ pub struct Report {
     pub foreign: u64,
     /// Deleted or superseded here, and still there.
     pub superfluous: u64,
-    /// Of those, deleted now.
+    /// Deleted now: of those, and of what was noted before and not deleted.
     pub deleted: u64,
+    /// What the provider refused to delete.
+    pub failed: u64,
     /// Copies that should be there.
     pub expected: u64,
     /// Of those, such as the list did not show.
@@ -34,7 +36,7 @@ pub struct Report {
     pub lost: u64,
     /// Why missing copies were not looked into, or why nothing was deleted.
     pub stopped: Option<String>,
-    /// The first of what is unknown, superfluous or lost.
+    /// The first of what is unknown, superfluous, refused or lost.
     pub samples: Vec<Sample>,
 }
 
@@ -42,7 +44,7 @@ pub struct Report {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = ReconciliationSample)]
 pub struct Sample {
-    /// `unknown`, `superfluous` or `lost`.
+    /// `unknown`, `superfluous`, `failed` or `lost`.
     pub kind: String,
     pub provider_file_id: String,
     /// As the provider has it.

@@ -79,25 +79,45 @@ pub async fn list(
     Reconciliation::find_by_statement(statement(db, &sql, values)).all(db).await
 }
 
+/// A reconciliation of a provider that is not over yet.
+pub async fn running(
+    db: &impl ConnectionTrait,
+    provider: &str,
+    is_dry_run: bool,
+) -> Result<Option<Reconciliation>, DbErr> {
+    let sql = format!(
+        "{SELECT} WHERE provider = $1 AND finished_at IS NULL AND is_dry_run = $2 ORDER BY id DESC LIMIT 1"
+    );
+    let values: [Value; 2] = [provider.into(), is_dry_run.into()];
+    Reconciliation::find_by_statement(statement(db, &sql, values)).one(db).await
+}
+
 /// The last time that a provider was reconciled, and whether that is not over.
 pub struct Last {
     pub at: Timestamp,
     pub is_running: bool,
+    pub has_failed: bool,
 }
 
-/// As if the making of the installation had been the first one.
+/// The last one that was to delete something, as if the making of the installation had been the first.
 pub async fn last(db: &impl ConnectionTrait, provider: &str) -> Result<Last, DbErr> {
     #[derive(FromQueryResult)]
     struct Made {
         created_at: Timestamp,
     }
-    if let Some(last) = list(db, provider, 1).await?.pop() {
-        return Ok(Last { at: last.created_at, is_running: last.finished_at.is_none() });
+    let sql = format!("{SELECT} WHERE provider = $1 AND NOT is_dry_run ORDER BY id DESC LIMIT 1");
+    let last = Reconciliation::find_by_statement(statement(db, &sql, [provider.into()]));
+    if let Some(last) = last.one(db).await? {
+        return Ok(Last {
+            at: last.created_at,
+            is_running: last.finished_at.is_none(),
+            has_failed: last.error.is_some(),
+        });
     }
     let sql = "SELECT created_at FROM installation";
     let made = Made::find_by_statement(statement(db, sql, [])).one(db).await?;
     let made = made.ok_or_else(|| DbErr::RecordNotFound("the installation".to_owned()))?;
-    Ok(Last { at: made.created_at, is_running: false })
+    Ok(Last { at: made.created_at, is_running: false, has_failed: false })
 }
 
 pub async fn finish(
@@ -180,19 +200,21 @@ pub struct Expected {
     pub provider_file_id: String,
 }
 
-/// The copies that a provider should have since before `before`, in the order of its ids, behind `after`;
+/// The copies that a provider should still have at `now` since before `before`, in the order of its ids, behind `after`;
 /// at most `limit`.
 pub async fn expected(
     db: &impl ConnectionTrait,
     provider: &str,
+    now: Timestamp,
     before: Timestamp,
     after: &str,
     limit: u32,
 ) -> Result<Vec<Expected>, DbErr> {
     let sql = "SELECT id, provider_file_id FROM mappings WHERE provider = $1 AND provider_file_id > $2 \
                AND provider_file_id IS NOT NULL AND status = 'ready' AND ready_at < $3 \
-               ORDER BY provider_file_id LIMIT $4";
-    let values: [Value; 4] = [provider.into(), after.into(), before.0.into(), limit.into()];
+               AND (expires_at IS NULL OR expires_at > $5) ORDER BY provider_file_id LIMIT $4";
+    let values: [Value; 5] =
+        [provider.into(), after.into(), before.0.into(), limit.into(), now.0.into()];
     Expected::find_by_statement(statement(db, sql, values)).all(db).await
 }
 

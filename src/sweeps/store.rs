@@ -5,7 +5,9 @@ use sea_orm::DbErr;
 use sea_orm::FromQueryResult;
 use sea_orm::Value;
 
+use super::AT_ONCE;
 use super::Filter;
+use super::MAX_QUEUED;
 use super::NewSweep;
 use super::SweepStatus;
 use crate::clock::Timestamp;
@@ -39,8 +41,6 @@ pub struct Sweep {
     pub matched_to: Option<FileId>,
     /// Whether all files were looked at.
     pub is_matched: bool,
-    /// The last file whose deletes are queued.
-    pub queued_to: Option<FileId>,
     error: Option<String>,
     pub request_id: Option<String>,
     pub created_at: Timestamp,
@@ -63,7 +63,7 @@ impl Sweep {
 }
 
 const SELECT: &str = "SELECT id, owner, filter, is_dry_run, job_id, status, matched, deleted, failed, skipped, \
-     matched_to, is_matched, queued_to, error, request_id, created_at, started_at, finished_at FROM sweeps";
+     matched_to, is_matched, error, request_id, created_at, started_at, finished_at FROM sweeps";
 
 pub async fn insert(
     tx: &impl ConnectionTrait,
@@ -150,7 +150,7 @@ pub async fn next_files(
     let after = sweep.matched_to.map_or(uuid::Uuid::nil(), |id| id.0);
     let (sql, values) = if filter.file_ids.is_some() {
         let sql = "SELECT f.id, f.metadata FROM sweep_files s JOIN files f ON f.id = s.file_id \
-                   WHERE s.sweep_id = $1 AND s.file_id > $2 ORDER BY s.file_id";
+                   WHERE s.sweep_id = $1 AND s.file_id > $2 AND f.deleted_at IS NULL ORDER BY s.file_id";
         (sql.to_owned(), vec![sweep.id.0.into(), after.into()])
     } else {
         let mut query = Query::new("SELECT files.id, files.metadata FROM files");
@@ -191,24 +191,17 @@ pub async fn next_files(
     Ok(Found { files, behind, is_last })
 }
 
-/// Holds a sweep until the transaction ends. `false` when it takes no more files.
-pub async fn lock_open(tx: &impl ConnectionTrait, id: SweepId) -> Result<bool, DbErr> {
-    let lock = if is_postgres(tx) { "FOR UPDATE" } else { "" };
-    let sql = format!("SELECT 1 FROM sweeps WHERE id = $1 AND NOT is_matched {lock}");
-    Ok(tx.query_one_raw(statement(tx, &sql, [id.0.into()])).await?.is_some())
-}
-
-/// Counts what was taken, and how far that is.
+/// Counts what was taken, and how far that is. `false` when the sweep takes no more.
 pub async fn took(
     tx: &impl ConnectionTrait,
     now: Timestamp,
     id: SweepId,
     (matched, done): (usize, usize),
     found: &Found,
-) -> Result<(), DbErr> {
+) -> Result<bool, DbErr> {
     let sql = "UPDATE sweeps SET status = CASE WHEN status = 'queued' THEN 'running' ELSE status END, \
                started_at = COALESCE(started_at, $2), matched = matched + $3, deleted = deleted + $4, \
-               matched_to = COALESCE($5, matched_to), is_matched = is_matched OR $6 WHERE id = $1";
+               matched_to = COALESCE($5, matched_to), is_matched = $6 WHERE id = $1 AND NOT is_matched";
     let sql = if is_postgres(tx) {
         sql.replace("$2", "$2::bigint").replace("$5", "$5::uuid").replace("$6", "$6::boolean")
     } else {
@@ -222,27 +215,116 @@ pub async fn took(
         found.behind.map(|id| id.0).into(),
         found.is_last.into(),
     ];
+    Ok(tx.execute_raw(statement(tx, &sql, values)).await?.rows_affected() == 1)
+}
+
+/// The deletes of a sweep at one provider.
+#[derive(Clone, Debug, FromQueryResult)]
+pub struct SweepLane {
+    pub provider: String,
+    /// The last file whose delete is queued.
+    pub queued_to: Option<FileId>,
+    /// Deletes that were queued, and such as have ended.
+    pub queued: i64,
+    pub ended: i64,
+}
+
+impl SweepLane {
+    /// Not for a few at a time, each with a transaction of its own.
+    pub fn has_room(&self) -> bool {
+        MAX_QUEUED - (self.queued - self.ended) >= i64::from(AT_ONCE)
+    }
+}
+
+const SELECT_LANE: &str = "SELECT provider, queued_to, queued, ended FROM sweep_lanes WHERE sweep_id = $1 AND NOT is_queued";
+
+/// Holds a lane of a sweep until the transaction ends; none where all is queued.
+pub async fn lock_lane(
+    tx: &impl ConnectionTrait,
+    id: SweepId,
+    provider: &str,
+) -> Result<Option<SweepLane>, DbErr> {
+    let lock = if is_postgres(tx) { "FOR UPDATE" } else { "" };
+    let sql = format!("{SELECT_LANE} AND provider = $2 {lock}");
+    let values: [Value; 2] = [id.0.into(), provider.into()];
+    SweepLane::find_by_statement(statement(tx, &sql, values)).one(tx).await
+}
+
+/// The lanes of a sweep with deletes that are not queued yet.
+pub async fn lanes(db: &impl ConnectionTrait, id: SweepId) -> Result<Vec<SweepLane>, DbErr> {
+    let sql = format!("{SELECT_LANE} ORDER BY provider");
+    SweepLane::find_by_statement(statement(db, &sql, [id.0.into()])).all(db).await
+}
+
+/// Notes at which providers these files have copies that must go.
+pub async fn open_lanes(
+    tx: &impl ConnectionTrait,
+    id: SweepId,
+    files: &[FileId],
+) -> Result<(), DbErr> {
+    for chunk in files.chunks(500) {
+        let sql = format!(
+            "INSERT INTO sweep_lanes (sweep_id, provider) SELECT DISTINCT {id}, provider FROM mappings \
+             WHERE file_id IN ({}) AND status = 'deleting' \
+             ON CONFLICT (sweep_id, provider) DO UPDATE SET is_queued = FALSE",
+            placeholders(2, chunk.len()),
+            id = if is_postgres(tx) { "$1::uuid" } else { "$1" },
+        );
+        let mut values: Vec<Value> = vec![id.0.into()];
+        values.extend(chunk.iter().map(|file| Value::from(file.0)));
+        tx.execute_raw(statement(tx, &sql, values)).await?;
+    }
+    Ok(())
+}
+
+/// Notes how far the deletes at a provider are queued.
+pub async fn queued(
+    tx: &impl ConnectionTrait,
+    id: SweepId,
+    provider: &str,
+    behind: Option<FileId>,
+    count: u32,
+    is_last: bool,
+) -> Result<(), DbErr> {
+    let sql = "UPDATE sweep_lanes SET queued_to = COALESCE($3, queued_to), queued = queued + $4, is_queued = $5 \
+               WHERE sweep_id = $1 AND provider = $2";
+    let sql = if is_postgres(tx) { sql.replace("$3", "$3::uuid") } else { sql.to_owned() };
+    let values: [Value; 5] = [
+        id.0.into(),
+        provider.into(),
+        behind.map(|id| id.0).into(),
+        i64::from(count).into(),
+        is_last.into(),
+    ];
     tx.execute_raw(statement(tx, &sql, values)).await.map(|_| ())
 }
 
-/// Notes how far the deletes are queued.
-pub async fn queued(tx: &impl ConnectionTrait, id: SweepId, behind: FileId) -> Result<(), DbErr> {
-    let sql = "UPDATE sweeps SET queued_to = $2 WHERE id = $1";
-    tx.execute_raw(statement(tx, sql, [id.0.into(), behind.0.into()])).await.map(|_| ())
+/// Counts deletes at a provider that have ended, or that are tried again.
+pub async fn count_ended(
+    tx: &impl ConnectionTrait,
+    id: SweepId,
+    provider: &str,
+    ended: i64,
+) -> Result<(), DbErr> {
+    let sql = "UPDATE sweep_lanes SET ended = ended + $3 WHERE sweep_id = $1 AND provider = $2";
+    let values: [Value; 3] = [id.0.into(), provider.into(), ended.into()];
+    tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
 }
 
-/// How many files of a sweep have deletes in the queue, counted up to `most`.
-pub async fn in_queue(db: &impl ConnectionTrait, sweep: &Sweep, most: u32) -> Result<u32, DbErr> {
-    #[derive(FromQueryResult)]
-    struct Row {
-        count: i64,
-    }
-    let Some(to) = sweep.queued_to else { return Ok(0) };
-    let sql = "SELECT count(*) AS count FROM (SELECT 1 FROM files WHERE sweep_id = $1 AND id <= $2 \
-               AND deletion = 'pending' AND sweep_id IS NOT NULL LIMIT $3) AS queued";
-    let values: [Value; 3] = [sweep.id.0.into(), to.0.into(), most.into()];
-    let row = Row::find_by_statement(statement(db, sql, values)).one(db).await?;
-    Ok(row.map_or(0, |row| u32::try_from(row.count).unwrap_or(most)))
+/// Forgets the names of the files of a sweep that has taken them all.
+pub async fn forget_files(tx: &impl ConnectionTrait, id: SweepId) -> Result<(), DbErr> {
+    let sql = "DELETE FROM sweep_files WHERE sweep_id = $1";
+    tx.execute_raw(statement(tx, sql, [id.0.into()])).await.map(|_| ())
+}
+
+/// Sweeps that have deletes to be queued, and no job that queues them; at most 20.
+pub async fn stranded(db: &impl ConnectionTrait) -> Result<Vec<Sweep>, DbErr> {
+    let sql = format!(
+        "{SELECT} WHERE id IN (SELECT l.sweep_id FROM sweep_lanes l JOIN sweeps s ON s.id = l.sweep_id \
+         LEFT JOIN jobs j ON j.id = s.job_id \
+         WHERE NOT l.is_queued AND (j.id IS NULL OR j.finished_at IS NOT NULL) LIMIT 20)"
+    );
+    Sweep::find_by_statement(statement(db, &sql, [])).all(db).await
 }
 
 /// Counts files that moved, and derives the status: a sweep ends when its files are all settled, and is
@@ -303,10 +385,11 @@ struct Owner {
     owner: String,
 }
 
-/// Opens a failed sweep again, whose job was queued again.
+/// Opens a failed sweep again, whose job was queued again. One that was cancelled goes on with what it took.
 pub async fn reopen(tx: &impl ConnectionTrait, id: SweepId) -> Result<bool, DbErr> {
-    let sql = "UPDATE sweeps SET status = CASE WHEN matched > 0 THEN 'running' ELSE 'queued' END, \
-               finished_at = NULL, error = NULL WHERE id = $1 AND status = 'failed' AND error IS NOT NULL";
+    let sql = "UPDATE sweeps SET status = CASE WHEN status = 'cancelled' THEN status WHEN matched > 0 THEN 'running' \
+               ELSE 'queued' END, finished_at = CASE WHEN status = 'cancelled' THEN finished_at END, error = NULL \
+               WHERE id = $1 AND (status = 'cancelled' OR (status = 'failed' AND error IS NOT NULL))";
     Ok(tx.execute_raw(statement(tx, sql, [id.0.into()])).await?.rows_affected() == 1)
 }
 

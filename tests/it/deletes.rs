@@ -166,7 +166,7 @@ async fn a_file_that_was_sent_nowhere_yet_is_deleted_without_a_call() {
         env.client.remove(&file).await;
         let deletion = deletion(&env, &file).await;
         assert_eq!(deletion["status"], "done", "{deletion}");
-        assert_eq!(mapping(&deletion, "a")["receipt"]["proof"], "never_sent");
+        assert_eq!(mapping(&deletion, "a")["receipt"]["proof"], "never_there");
         assert_eq!(env.job(&upload).await["status"], "cancelled");
         env.lane("a", "resume").await;
         env.quiet().await;
@@ -321,7 +321,7 @@ async fn a_delete_that_fails_for_a_week_is_given_up_and_shown() {
     assert_eq!(deletion(&env, &file).await["status"], "pending");
     let week = 7 * 24 * 3600 * 1000;
     let age =
-        format!("UPDATE jobs SET created_at = created_at - {week} WHERE kind = 'delete_file'");
+        format!("UPDATE jobs SET started_at = started_at - {week} WHERE kind = 'delete_file'");
     env.database.execute(&age).await;
     let deletion = env.client.purged(&file).await;
     assert_eq!(deletion["status"], "failed", "{deletion}");

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::IntoResponse as _;
 use axum::response::Json;
+use axum::response::Response;
 use serde::Deserialize;
 use serde::Serialize;
 use utoipa::IntoParams;
@@ -19,6 +22,8 @@ use crate::api::description::words;
 use crate::api::error::Conflict;
 use crate::api::error::DiskFull;
 use crate::api::error::NotFound;
+use crate::api::idempotency;
+use crate::api::idempotency::Repetition;
 use crate::api::parameters::Path;
 use crate::api::parameters::Query;
 use crate::api::request::RequestId;
@@ -32,6 +37,7 @@ use crate::files::deletion::Order;
 use crate::files::deletion::receipts;
 use crate::files::deletion::receipts::CopyReceipt;
 use crate::files::deletion::receipts::FileReceipt;
+use crate::idempotency::KEPT_WITHOUT_KEY;
 use crate::jobs::Failure;
 use crate::mappings::receipt::Receipt;
 use crate::notices::Hint;
@@ -66,7 +72,12 @@ fn is_file() -> Object {
 /// is under way is called off. `GET /v1/files/{id}/deletion` says how far that is.
 #[utoipa::path(delete, path = "/v1/files/{id}", operation_id = "delete_file", tag = "Files",
     security(("bearer" = [])),
-    params(("id" = String, Path, description = "The file."), DeleteQuery),
+    params(
+        ("id" = String, Path, description = "The file."),
+        DeleteQuery,
+        ("x-stainless-retry-count" = Option<String>, Header, description = "How often an official SDK has sent this \
+            request before. With 1 or more, a file that was deleted within the last 15 minutes is no 404."),
+    ),
     responses(
         (status = 200, description = "It is deleted.", body = DeletedObject),
         (status = 404, response = NotFound),
@@ -78,12 +89,18 @@ pub async fn delete(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
     request_id: RequestId,
+    headers: HeaderMap,
     Path(id): Path,
     Query(_): Query<DeleteQuery>,
-) -> Result<Json<DeletedObject>, Error> {
-    let view = find(&app, &caller, &id).await?;
+) -> Result<Response, Error> {
+    let view = match find(&app, &caller, &id).await {
+        Err(error @ Error::NotFound { .. }) if is_repeated(&headers) => {
+            return repeated(&app, &caller, id, error).await;
+        }
+        found => found?,
+    };
     let (now, file) = (app.clock.now(), view.file.id);
-    let order = Arc::new(Order { sweep_id: None, request_id: Some(request_id.0) });
+    let order = Arc::new(Order { request_id: Some(request_id.0), ..Order::default() });
     let buried = app
         .db
         .intake(move |tx| {
@@ -100,7 +117,26 @@ pub async fn delete(
     app.notices.hint(Hint::Change);
     metrics::counter!("longshore_files_deleted_total").increment(1);
     tracing::info!(file.id = %file, "deleted file");
-    Ok(Json(DeletedObject { id, object: "file", deleted: true }))
+    Ok(Json(DeletedObject { id, object: "file", deleted: true }).into_response())
+}
+
+/// Whether an official SDK has sent this request before.
+fn is_repeated(headers: &HeaderMap) -> bool {
+    matches!(Repetition::of(headers), Ok(Repetition::Sdk { is_retry: true }))
+}
+
+/// The answer of the first time, which was lost, to a request that an SDK repeats.
+async fn repeated(app: &App, caller: &Caller, id: String, error: Error) -> Result<Response, Error> {
+    let since = app.clock.now().before(KEPT_WITHOUT_KEY);
+    let receipt = receipts::find(app.db.read(), &id).await?;
+    let is_first_answer = receipt
+        .is_some_and(|receipt| caller.may_touch(&receipt.owner) && receipt.deleted_at >= since);
+    if !is_first_answer {
+        return Err(error);
+    }
+    let text = serde_json::to_string(&DeletedObject { id, object: "file", deleted: true })
+        .map_err(|error| Error::Internal(error.into()))?;
+    Ok(idempotency::replay(text))
 }
 
 /// How far a deletion is, and what each provider said.

@@ -92,18 +92,18 @@ pub async fn enter(tx: &impl ConnectionTrait, lane: &Lane) -> Result<LaneState, 
     })
 }
 
-/// Notes what a claim took: the budget it used, the owner whose turn was last, and the probe.
+/// Notes what a claim took: the budget that its calls use, the owner whose turn was last, and the probe.
 pub async fn leave(
     tx: &impl ConnectionTrait,
     lane: &Lane,
     state: &LaneState,
     admission: &Admission,
-    taken: usize,
+    calls: usize,
     last: (JobId, &str),
 ) -> Result<(), DbErr> {
     let (last_job, last_owner) = last;
     let sql = "UPDATE lanes SET tokens = $2, refilled_at = $3, last_owner = $4, probe_job = $5 WHERE name = $1";
-    let tokens = admission.tokens.map(|tokens| tokens - taken as f64);
+    let tokens = admission.tokens.map(|tokens| tokens - calls as f64);
     let values: [Value; 5] = [
         lane.0.clone().into(),
         tokens.into(),
@@ -219,7 +219,7 @@ pub async fn given_up(
     let sql = format!(
         "SELECT jobs.id FROM lanes JOIN jobs ON jobs.lane = lanes.name \
          WHERE lanes.pause_reason = $1 AND lanes.paused_at < {now} - {patience} \
-         AND jobs.status IN ('queued', 'retrying') AND jobs.created_at < {now} - {patience} LIMIT 100",
+         AND jobs.status IN ('queued', 'retrying') AND jobs.run_at < {now} - {patience} LIMIT 100",
         now = db::now(db),
         patience = patience.of_a_job()
     );
@@ -245,11 +245,27 @@ pub async fn unserved(
     };
     let sql = format!(
         "SELECT id FROM jobs WHERE status IN ('queued', 'retrying') AND lane LIKE 'provider:%' \
-         AND created_at < {} - {} {others} LIMIT 100",
+         AND run_at < {} - {} {others} LIMIT 100",
         db::now(db),
         patience.of_a_job()
     );
     let values: Vec<Value> = served.iter().map(|lane| lane.0.clone().into()).collect();
     let rows = Id::find_by_statement(statement(db, &sql, values)).all(db).await?;
     Ok(rows.into_iter().map(|row| row.id).collect())
+}
+
+/// Takes a call out of a lane's rate budget. `Some` says when there is one again.
+pub async fn spend(
+    tx: &impl ConnectionTrait,
+    lane: &Lane,
+    per_minute: u32,
+) -> Result<Option<Timestamp>, DbErr> {
+    let state = enter(tx, lane).await?;
+    let tokens = match state.spend(per_minute) {
+        Ok(tokens) => tokens,
+        Err(again_at) => return Ok(Some(again_at)),
+    };
+    let sql = "UPDATE lanes SET tokens = $2, refilled_at = $3 WHERE name = $1";
+    let values: [Value; 3] = [lane.0.clone().into(), tokens.into(), state.now.0.into()];
+    tx.execute_raw(statement(tx, sql, values)).await.map(|_| None)
 }

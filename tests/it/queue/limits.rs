@@ -166,7 +166,7 @@ async fn jobs_that_waited_long_in_a_parked_lane_are_found(queue: Queue) {
         lanes::given_up(queue.db.read(), reason, patience).await.unwrap().len()
     };
     assert_eq!(found().await, 0);
-    queue.sql("UPDATE jobs SET created_at = 1").await;
+    queue.sql("UPDATE jobs SET run_at = 1").await;
     assert_eq!(found().await, 0);
     queue.sql("UPDATE lanes SET paused_at = 1").await;
     assert_eq!(found().await, 2);
