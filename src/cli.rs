@@ -13,11 +13,13 @@ mod keys;
 mod list;
 mod models;
 mod output;
+mod pairs;
 mod progress;
 mod sandbox;
 #[cfg(test)]
 mod scripted;
 mod serve;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -5,12 +5,7 @@ mod object;
 mod put;
 mod wait;
 
-use std::{
-    io::{self, Write},
-    path::PathBuf,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
@@ -169,13 +164,6 @@ fn one_or_list(mut objects: Vec<Value>, asked: usize) -> Value {
     serde_json::json!({
         "object": "list", "data": objects, "first_id": first_id, "last_id": last_id, "has_more": false,
     })
-}
-
-/// Reports a wrong usage that only shows when all arguments are known, as the argument parser does.
-fn wrong_usage(message: &str) -> ExitCode {
-    // Standard error may be closed; the exit code tells it too.
-    let _ = writeln!(io::stderr(), "error: {message}");
-    ExitCode::from(2)
 }
 
 #[cfg(test)]

@@ -38,6 +38,13 @@ pub fn unless_closed(result: anyhow::Result<ExitCode>) -> anyhow::Result<ExitCod
     }
 }
 
+/// Reports a wrong usage that only shows when all arguments are known, as the argument parser does.
+pub fn wrong_usage(message: &str) -> ExitCode {
+    // Standard error may be closed; the exit code tells it too.
+    let _ = writeln!(io::stderr(), "error: {message}");
+    ExitCode::from(2)
+}
+
 impl Output {
     /// The process's own standard output and standard error.
     pub fn standard(json: bool) -> Self {

@@ -76,6 +76,16 @@ struct BodyError {
 }
 
 impl Failure {
+    /// Whether what was asked for may have been done all the same. A server of ours that refuses has done
+    /// nothing.
+    pub fn leaves_it_open(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => !refusal.is_ours,
+            Self::Lost { .. } | Self::Silent { .. } | Self::Nonsense { .. } => true,
+            Self::NoServer { .. } | Self::Unreachable { .. } | Self::Here(_) => false,
+        }
+    }
+
     /// Reads a refusal from the answer's parts. `has_key` is whether a key was sent.
     pub fn refusal(
         status: StatusCode,
