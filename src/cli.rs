@@ -101,7 +101,7 @@ enum Command {
         #[command(subcommand)]
         what: keys::KeysCommand,
     },
-    /// Upload files to a running server; show, await and download them
+    /// Upload files to a running server; show, await, download and delete them
     Files {
         #[command(flatten)]
         server: Server,

@@ -113,6 +113,15 @@ impl Client {
         self.call(self.request(Method::POST, path).timeout(CALL_LIMIT)).await
     }
 
+    /// Deletes one thing. A repeat after a lost answer finds it gone, and is refused as if it had never been.
+    pub async fn delete<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &[(&str, String)],
+    ) -> Result<Answer<T>, Failure> {
+        self.call(self.request(Method::DELETE, path).query(query).timeout(CALL_LIMIT)).await
+    }
+
     /// A request whose body the caller streams: see [`Client::transfer`].
     pub(crate) fn upload(&self, path: &[&str]) -> RequestBuilder {
         self.request(Method::POST, path)

@@ -1,8 +1,10 @@
 //! `longshore files`: files of a running server.
 
+mod deletion;
 mod get;
 mod object;
 mod put;
+mod rm;
 mod wait;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -13,6 +15,7 @@ use serde_json::Value;
 
 pub use object::{FileObject, LastError, Mapping, waiting};
 pub use put::PutArgs;
+pub use rm::RmArgs;
 
 use super::{
     client::Client,
@@ -49,6 +52,11 @@ pub enum FilesCommand {
         /// The id that `put` printed
         id: GivenId,
     },
+    /// Delete files here and at every provider
+    ///
+    /// A file is gone here at once; its copies go by durable jobs, for as long as that takes. One that was
+    /// deleted before counts as done, so the command can be repeated.
+    Rm(RmArgs),
 }
 
 /// Which files are listed.
@@ -82,7 +90,8 @@ pub struct GetArgs {
 }
 
 impl FilesCommand {
-    /// Runs the command: results on standard output, one JSON document of the API's with `json`.
+    /// Runs the command: results on standard output, one JSON document of the API's with `json`, and for
+    /// `rm` one in each line.
     ///
     /// # Errors
     /// The call failed, and nothing was said about it yet. A file that ended as `error` is no error
@@ -108,6 +117,7 @@ impl FilesCommand {
                 get::run(client, output, &id, target.as_deref(), force).await?;
             }
             Self::Retry { id } => retry(client, output, &id).await?,
+            Self::Rm(args) => return rm::run(client, output, args).await,
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -79,6 +79,11 @@ impl Output {
         self.line(&format!("{json:#}"))
     }
 
+    /// Writes a JSON document in one line, where a script reads one after another.
+    pub fn json_line(&mut self, json: &Value) -> anyhow::Result<()> {
+        self.line(&json.to_string())
+    }
+
     /// Writes a table. One without rows writes nothing.
     pub fn table(&mut self, headings: &[&str], rows: Vec<Vec<Cell>>) -> anyhow::Result<()> {
         if rows.is_empty() {
@@ -145,7 +150,7 @@ pub fn optional(text: Option<&str>) -> Cell {
 /// A cell with a status, in the colour of what it means for a person.
 pub fn status(status: &str) -> Cell {
     let color = match status {
-        "processed" | "ready" | "succeeded" | "ok" => Color::Green,
+        "processed" | "ready" | "succeeded" | "deleted" | "ok" => Color::Green,
         "error" | "failed" | "lost" | "undeletable" | "expired" => Color::Red,
         "uploaded" | "uploading" | "pending" | "queued" | "running" | "retrying" | "deleting"
         | "warning" => Color::Yellow,

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use longshore::sandbox::Fault;
+use longshore::sandbox::FaultRule;
+use longshore::sandbox::Operation;
 use serde_json::Value;
 
 use crate::support::ADMIN_KEY;
@@ -204,6 +207,45 @@ async fn a_file_goes_up_and_comes_back_by_the_command_line() {
     assert!(stranger.log.contains("not known here"), "{}", stranger.log);
     let admin = run(&folder, &["files", "ls"], &[environment[0], ("LONGSHORE_API_KEY", ADMIN_KEY)]);
     assert!(admin.output.contains(id));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_are_deleted_by_the_command_line_and_their_receipts_shown() {
+    let env = Env::start().await;
+    let folder = env.folder();
+    let environment =
+        [("LONGSHORE_URL", env.client.base.as_str()), ("LONGSHORE_API_KEY", ALICE_KEY)];
+    let longshore = |arguments: &[&str]| run(&folder, arguments, &environment);
+    let ids = env.seed("alice", 3).await;
+    let refused = Fault::status(405, Value::Null);
+    env.spoil_as("a", FaultRule::new(Operation::Delete, refused));
+
+    let stuck = longshore(&["files", "rm", "--wait", &ids[0]]);
+    assert_eq!(stuck.code, 1, "{}", stuck.log);
+    assert!(stuck.output.contains("undeletable"), "{}", stuck.output);
+    let (_, job) = stuck.log.split_once("`longshore jobs retry ").unwrap();
+    let job = job.split('`').next().unwrap();
+    assert_eq!(longshore(&["jobs", "retry", job]).code, 0);
+
+    // The same command again waits for what is deleted already.
+    let gone = longshore(&["files", "rm", "--wait", &ids[0], &ids[1]]);
+    assert_eq!(gone.code, 0, "{}", gone.log);
+    assert_eq!(gone.output.matches("deleted, answered 200, checked").count(), 2, "{}", gone.output);
+    assert!(gone.log.contains("was deleted already, at 20"), "{}", gone.log);
+    assert_eq!(env.sandbox.live_files("a").len(), 1);
+
+    let nonsense = longshore(&["files", "rm", "nonsense", &ids[2]]);
+    assert_eq!((nonsense.code, nonsense.output.trim()), (1, ids[2].as_str()), "{}", nonsense.log);
+    assert!(nonsense.log.contains("error: no such file: `nonsense`"), "{}", nonsense.log);
+    assert!(!nonsense.log.contains("already"), "{}", nonsense.log);
+    let answers = longshore(&["files", "--json", "rm", "--wait", &ids[1], &ids[2]]);
+    let statuses: Vec<Value> = answers
+        .output
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["status"].clone())
+        .collect();
+    assert_eq!(statuses, ["done", "done"], "{}", answers.output);
+    assert_eq!(longshore(&["files", "rm"]).code, 2);
 }
 
 #[test]

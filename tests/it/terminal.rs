@@ -340,8 +340,17 @@ fn the_help_of_every_command_can_be_shown() {
     let folder = tempfile::tempdir().unwrap();
     let help = run(folder.path(), &["--help"], &[]);
     assert!(help.output.contains("First steps:") && help.output.contains("Exit codes:"));
-    for command in ["up", "doctor", "models", "completions", "files put", "jobs ls", "keys create"]
-    {
+    let commands = [
+        "up",
+        "doctor",
+        "models",
+        "completions",
+        "files put",
+        "files rm",
+        "jobs ls",
+        "keys create",
+    ];
+    for command in commands {
         let arguments: Vec<_> = command.split(' ').chain(["--help"]).collect();
         let done = run(folder.path(), &arguments, &[]);
         assert_eq!(done.code, 0, "{command}");

@@ -86,6 +86,22 @@ impl Failure {
         }
     }
 
+    /// Whether the server says that there is no such thing.
+    pub fn is_unknown_thing(&self) -> bool {
+        matches!(self, Self::Refused(refusal) if refusal.is_ours && refusal.code.as_deref() == Some("not_found"))
+    }
+
+    /// Whether every other call would fail in the same way: no server, or none that takes the key.
+    pub fn is_about_the_server(&self) -> bool {
+        match self {
+            Self::NoServer { .. } | Self::Unreachable { .. } | Self::Nonsense { .. } => true,
+            Self::Refused(refusal) => {
+                !refusal.is_ours || refusal.status == StatusCode::UNAUTHORIZED
+            }
+            Self::Lost { .. } | Self::Silent { .. } | Self::Here(_) => false,
+        }
+    }
+
     /// Reads a refusal from the answer's parts. `has_key` is whether a key was sent.
     pub fn refusal(
         status: StatusCode,
