@@ -7,6 +7,7 @@ mod demo;
 mod doctor;
 mod files;
 mod id;
+mod input;
 mod interrupt;
 mod jobs;
 mod keys;
@@ -19,6 +20,7 @@ mod sandbox;
 #[cfg(test)]
 mod scripted;
 mod serve;
+mod sweeps;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -115,6 +117,13 @@ enum Command {
         #[command(subcommand)]
         what: jobs::JobsCommand,
     },
+    /// Delete many files of a running server with one job; show, list and cancel such sweeps
+    Sweeps {
+        #[command(flatten)]
+        server: Server,
+        #[command(subcommand)]
+        what: sweeps::SweepsCommand,
+    },
     /// List the models that a running server sends files to
     Models {
         #[command(flatten)]
@@ -206,6 +215,9 @@ impl Cli {
             Command::Keys { what } => what.run(&start).await,
             Command::Files { server, what } => Ok(what.run(&server.client()?, server.json).await?),
             Command::Jobs { server, what } => Ok(what.run(&server.client()?, server.json).await?),
+            Command::Sweeps { server, what } => {
+                Ok(what.run(&server.client()?, server.json).await?)
+            }
             Command::Models { server } => Ok(models::run(&server.client()?, server.json).await?),
             Command::Completions(completions) => {
                 completions.run()?;

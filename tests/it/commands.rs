@@ -248,6 +248,52 @@ async fn files_are_deleted_by_the_command_line_and_their_receipts_shown() {
     assert_eq!(longshore(&["files", "rm"]).code, 2);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn files_are_swept_by_the_command_line() {
+    let env = Env::start().await;
+    let folder = env.folder();
+    let environment =
+        [("LONGSHORE_URL", env.client.base.as_str()), ("LONGSHORE_API_KEY", ALICE_KEY)];
+    let longshore = |arguments: &[&str]| run(&folder, arguments, &environment);
+    let ids = env.seed("alice", 30).await;
+
+    let unasked = longshore(&["sweeps", "run", "--all"]);
+    assert_eq!((unasked.code, unasked.output.as_str()), (2, ""));
+    assert!(unasked.log.contains("`--yes` deletes without asking"), "{}", unasked.log);
+    let counted = longshore(&["sweeps", "run", "--purpose", "user_data", "--dry-run"]);
+    assert_eq!(counted.code, 0, "{}", counted.log);
+    assert!(counted.output.contains("matched   30"), "{}", counted.output);
+    assert_eq!(env.sandbox.live_files("a").len(), 30, "it only counts");
+
+    std::fs::write(folder.join("ids"), format!("{}\n{}\n", ids[0], ids[1])).unwrap();
+    let named = ["sweeps", "--json", "run", "--files-from", "ids", "--file", &ids[2]];
+    let named = longshore(&[&named[..], &["--yes", "--wait"]].concat());
+    assert_eq!(named.code, 0, "{}", named.log);
+    let named: Value = serde_json::from_str(&named.output).unwrap();
+    assert_eq!((&named["status"], &named["counts"]["deleted"]), (&"succeeded".into(), &3.into()));
+
+    let begun = longshore(&["sweeps", "run", "--metadata", "number=3", "-y"]);
+    assert_eq!(begun.code, 0, "{}", begun.log);
+    let id = begun.output.trim();
+    let shown = longshore(&["sweeps", "show", id, "--wait"]);
+    assert_eq!(shown.code, 0, "{}", shown.log);
+    assert!(shown.output.contains("succeeded"), "{}", shown.output);
+    assert!(shown.output.contains("metadata number=3"), "{}", shown.output);
+    let late = longshore(&["sweeps", "cancel", id]);
+    assert_eq!((late.code, late.output.as_str()), (1, ""));
+    assert!(late.log.contains("the sweep has already ended"), "{}", late.log);
+
+    let listed = longshore(&["sweeps", "ls", "--all"]);
+    assert_eq!(listed.output.lines().count(), 4, "{}", listed.output);
+    assert!(listed.output.contains("dry run"), "{}", listed.output);
+    let strange = longshore(&["sweeps", "run", "--file", "nonsense", "--yes"]);
+    assert_eq!(strange.code, 1);
+    assert!(strange.log.contains("no such file: `nonsense`"), "{}", strange.log);
+    let unsaid = longshore(&["sweeps", "run", "--yes"]);
+    assert_eq!(unsaid.code, 2);
+    assert!(unsaid.log.contains("--created-before"), "{}", unsaid.log);
+}
+
 #[test]
 fn the_demo_ends_well() {
     let folder = tempfile::tempdir().unwrap();
