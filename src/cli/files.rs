@@ -13,6 +13,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
+pub use deletion::{DeletedCopy, DeletionObject};
 pub use object::{FileObject, LastError, Mapping, waiting};
 pub use put::PutArgs;
 pub use rm::RmArgs;

@@ -300,6 +300,8 @@ fn the_demo_ends_well() {
     let done = run(folder.path(), &["demo", "--once"], &[]);
     assert_eq!(done.code, 0, "{}", done.log);
     assert!(done.output.contains("The file is `processed`"), "{}", done.output);
+    assert!(done.output.contains("The deletion is `done`"), "{}", done.output);
+    assert!(done.output.contains("The providers hold 0 files."), "{}", done.output);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
