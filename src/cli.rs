@@ -7,17 +7,21 @@ mod demo;
 mod doctor;
 mod files;
 mod id;
+mod input;
 mod interrupt;
 mod jobs;
 mod keys;
 mod list;
 mod models;
 mod output;
+mod pairs;
 mod progress;
 mod sandbox;
 #[cfg(test)]
 mod scripted;
 mod serve;
+mod sweeps;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -99,7 +103,7 @@ enum Command {
         #[command(subcommand)]
         what: keys::KeysCommand,
     },
-    /// Upload files to a running server; show, await and download them
+    /// Upload files to a running server; show, await, download and delete them
     Files {
         #[command(flatten)]
         server: Server,
@@ -112,6 +116,13 @@ enum Command {
         server: Server,
         #[command(subcommand)]
         what: jobs::JobsCommand,
+    },
+    /// Delete many files of a running server with one job; show, list and cancel such sweeps
+    Sweeps {
+        #[command(flatten)]
+        server: Server,
+        #[command(subcommand)]
+        what: sweeps::SweepsCommand,
     },
     /// List the models that a running server sends files to
     Models {
@@ -204,6 +215,9 @@ impl Cli {
             Command::Keys { what } => what.run(&start).await,
             Command::Files { server, what } => Ok(what.run(&server.client()?, server.json).await?),
             Command::Jobs { server, what } => Ok(what.run(&server.client()?, server.json).await?),
+            Command::Sweeps { server, what } => {
+                Ok(what.run(&server.client()?, server.json).await?)
+            }
             Command::Models { server } => Ok(models::run(&server.client()?, server.json).await?),
             Command::Completions(completions) => {
                 completions.run()?;

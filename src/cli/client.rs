@@ -13,7 +13,7 @@ use reqwest::{
     redirect,
 };
 use secrecy::{ExposeSecret, SecretString};
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 pub use failure::Failure;
@@ -111,6 +111,27 @@ impl Client {
     /// whose answer was lost was done.
     pub async fn act<T: DeserializeOwned>(&self, path: &[&str]) -> Result<Answer<T>, Failure> {
         self.call(self.request(Method::POST, path).timeout(CALL_LIMIT)).await
+    }
+
+    /// Deletes one thing. A repeat after a lost answer finds it gone, and is refused as if it had never been.
+    pub async fn delete<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &[(&str, String)],
+    ) -> Result<Answer<T>, Failure> {
+        self.call(self.request(Method::DELETE, path).query(query).timeout(CALL_LIMIT)).await
+    }
+
+    /// Makes something of a JSON body. With the same idempotency key and body, it is made once however
+    /// often it is asked for.
+    pub async fn create<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        idempotency_key: &str,
+        body: &impl Serialize,
+    ) -> Result<Answer<T>, Failure> {
+        let request = self.request(Method::POST, path).header("idempotency-key", idempotency_key);
+        self.call(request.json(body).timeout(CALL_LIMIT)).await
     }
 
     /// A request whose body the caller streams: see [`Client::transfer`].

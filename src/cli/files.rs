@@ -1,23 +1,22 @@
 //! `longshore files`: files of a running server.
 
+mod deletion;
 mod get;
 mod object;
 mod put;
+mod rm;
 mod wait;
 
-use std::{
-    io::{self, Write},
-    path::PathBuf,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
+pub use deletion::{DeletedCopy, DeletionObject};
 pub use object::{FileObject, LastError, Mapping, waiting};
 pub use put::PutArgs;
+pub use rm::RmArgs;
 
 use super::{
     client::Client,
@@ -54,6 +53,11 @@ pub enum FilesCommand {
         /// The id that `put` printed
         id: GivenId,
     },
+    /// Delete files here and at every provider
+    ///
+    /// A file is gone here at once; its copies go by durable jobs, for as long as that takes. One that was
+    /// deleted before counts as done, so the command can be repeated.
+    Rm(RmArgs),
 }
 
 /// Which files are listed.
@@ -87,7 +91,8 @@ pub struct GetArgs {
 }
 
 impl FilesCommand {
-    /// Runs the command: results on standard output, one JSON document of the API's with `json`.
+    /// Runs the command: results on standard output, one JSON document of the API's with `json`, and for
+    /// `rm` one in each line.
     ///
     /// # Errors
     /// The call failed, and nothing was said about it yet. A file that ended as `error` is no error
@@ -113,6 +118,7 @@ impl FilesCommand {
                 get::run(client, output, &id, target.as_deref(), force).await?;
             }
             Self::Retry { id } => retry(client, output, &id).await?,
+            Self::Rm(args) => return rm::run(client, output, args).await,
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -169,13 +175,6 @@ fn one_or_list(mut objects: Vec<Value>, asked: usize) -> Value {
     serde_json::json!({
         "object": "list", "data": objects, "first_id": first_id, "last_id": last_id, "has_more": false,
     })
-}
-
-/// Reports a wrong usage that only shows when all arguments are known, as the argument parser does.
-fn wrong_usage(message: &str) -> ExitCode {
-    // Standard error may be closed; the exit code tells it too.
-    let _ = writeln!(io::stderr(), "error: {message}");
-    ExitCode::from(2)
 }
 
 #[cfg(test)]

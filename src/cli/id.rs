@@ -30,8 +30,10 @@ impl FromStr for GivenId {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let id = text.trim();
         if id.is_empty() || id == "." || id == ".." {
-            return Err("it is not an id: `longshore files ls` and `longshore jobs ls` show them"
-                .to_owned());
+            return Err(
+                "it is not an id: `longshore files ls`, `jobs ls` and `sweeps ls` show them"
+                    .to_owned(),
+            );
         }
         if id.len() > MAX_LENGTH {
             return Err(format!("it has {} bytes, and an id has at most {MAX_LENGTH}", id.len()));

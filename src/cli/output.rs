@@ -38,6 +38,13 @@ pub fn unless_closed(result: anyhow::Result<ExitCode>) -> anyhow::Result<ExitCod
     }
 }
 
+/// Reports a wrong usage that only shows when all arguments are known, as the argument parser does.
+pub fn wrong_usage(message: &str) -> ExitCode {
+    // Standard error may be closed; the exit code tells it too.
+    let _ = writeln!(io::stderr(), "error: {message}");
+    ExitCode::from(2)
+}
+
 impl Output {
     /// The process's own standard output and standard error.
     pub fn standard(json: bool) -> Self {
@@ -70,6 +77,11 @@ impl Output {
     /// Writes a JSON document, indented.
     pub fn document(&mut self, json: &Value) -> anyhow::Result<()> {
         self.line(&format!("{json:#}"))
+    }
+
+    /// Writes a JSON document in one line, where a script reads one after another.
+    pub fn json_line(&mut self, json: &Value) -> anyhow::Result<()> {
+        self.line(&json.to_string())
     }
 
     /// Writes a table. One without rows writes nothing.
@@ -138,7 +150,7 @@ pub fn optional(text: Option<&str>) -> Cell {
 /// A cell with a status, in the colour of what it means for a person.
 pub fn status(status: &str) -> Cell {
     let color = match status {
-        "processed" | "ready" | "succeeded" | "ok" => Color::Green,
+        "processed" | "ready" | "succeeded" | "deleted" | "ok" => Color::Green,
         "error" | "failed" | "lost" | "undeletable" | "expired" => Color::Red,
         "uploaded" | "uploading" | "pending" | "queued" | "running" | "retrying" | "deleting"
         | "warning" => Color::Yellow,

@@ -12,6 +12,7 @@ use super::output::plain;
 
 const TRANSFER: &str = "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
 const TRANSFER_OF_UNKNOWN_SIZE: &str = "{msg} {spinner} {bytes} {bytes_per_sec}";
+const COUNT: &str = "{msg} {bar:30} {pos}/{len}";
 const STATE: &str = "{spinner} {msg}";
 
 /// Bars and notes of one command. Without a terminal, or with `--json`, there are only the notes.
@@ -61,6 +62,11 @@ impl Progress {
         self.shown(bar, template, plain(name).into_owned())
     }
 
+    /// A bar for how many of a number of things are done: see [`counted`].
+    pub fn count(&self, name: &str) -> ProgressBar {
+        self.shown(ProgressBar::no_length(), COUNT, plain(name).into_owned())
+    }
+
     /// A line that says in which state something is.
     pub fn state(&self, text: &str) -> ProgressBar {
         let bar = self.shown(ProgressBar::no_length(), STATE, plain(text).into_owned());
@@ -95,6 +101,15 @@ impl Progress {
     }
 }
 
+/// Moves a bar of [`Progress::count`]. Both numbers may still grow.
+pub fn counted(bar: &ProgressBar, done: u64, all: u64) {
+    // A bar of nothing would be drawn full.
+    if all > 0 {
+        bar.set_length(all);
+    }
+    bar.set_position(done);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,6 +119,7 @@ mod tests {
         let progress = Progress::hidden();
         progress.transfer("a", Some(1)).inc(1);
         progress.transfer("a", None).inc(1);
+        counted(&progress.count("a"), 1, 2);
         progress.state("a").tick();
         assert!(!progress.is_watched());
     }

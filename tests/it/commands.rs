@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use longshore::sandbox::Fault;
+use longshore::sandbox::FaultRule;
+use longshore::sandbox::Operation;
 use serde_json::Value;
 
 use crate::support::ADMIN_KEY;
@@ -206,12 +209,99 @@ async fn a_file_goes_up_and_comes_back_by_the_command_line() {
     assert!(admin.output.contains(id));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn files_are_deleted_by_the_command_line_and_their_receipts_shown() {
+    let env = Env::start().await;
+    let folder = env.folder();
+    let environment =
+        [("LONGSHORE_URL", env.client.base.as_str()), ("LONGSHORE_API_KEY", ALICE_KEY)];
+    let longshore = |arguments: &[&str]| run(&folder, arguments, &environment);
+    let ids = env.seed("alice", 3).await;
+    let refused = Fault::status(405, Value::Null);
+    env.spoil_as("a", FaultRule::new(Operation::Delete, refused));
+
+    let stuck = longshore(&["files", "rm", "--wait", &ids[0]]);
+    assert_eq!(stuck.code, 1, "{}", stuck.log);
+    assert!(stuck.output.contains("undeletable"), "{}", stuck.output);
+    let (_, job) = stuck.log.split_once("`longshore jobs retry ").unwrap();
+    let job = job.split('`').next().unwrap();
+    assert_eq!(longshore(&["jobs", "retry", job]).code, 0);
+
+    // The same command again waits for what is deleted already.
+    let gone = longshore(&["files", "rm", "--wait", &ids[0], &ids[1]]);
+    assert_eq!(gone.code, 0, "{}", gone.log);
+    assert_eq!(gone.output.matches("deleted, answered 200, checked").count(), 2, "{}", gone.output);
+    assert!(gone.log.contains("was deleted already, at 20"), "{}", gone.log);
+    assert_eq!(env.sandbox.live_files("a").len(), 1);
+
+    let nonsense = longshore(&["files", "rm", "nonsense", &ids[2]]);
+    assert_eq!((nonsense.code, nonsense.output.trim()), (1, ids[2].as_str()), "{}", nonsense.log);
+    assert!(nonsense.log.contains("error: no such file: `nonsense`"), "{}", nonsense.log);
+    assert!(!nonsense.log.contains("already"), "{}", nonsense.log);
+    let answers = longshore(&["files", "--json", "rm", "--wait", &ids[1], &ids[2]]);
+    let statuses: Vec<Value> = answers
+        .output
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["status"].clone())
+        .collect();
+    assert_eq!(statuses, ["done", "done"], "{}", answers.output);
+    assert_eq!(longshore(&["files", "rm"]).code, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_are_swept_by_the_command_line() {
+    let env = Env::start().await;
+    let folder = env.folder();
+    let environment =
+        [("LONGSHORE_URL", env.client.base.as_str()), ("LONGSHORE_API_KEY", ALICE_KEY)];
+    let longshore = |arguments: &[&str]| run(&folder, arguments, &environment);
+    let ids = env.seed("alice", 30).await;
+
+    let unasked = longshore(&["sweeps", "run", "--all"]);
+    assert_eq!((unasked.code, unasked.output.as_str()), (2, ""));
+    assert!(unasked.log.contains("`--yes` deletes without asking"), "{}", unasked.log);
+    let counted = longshore(&["sweeps", "run", "--purpose", "user_data", "--dry-run"]);
+    assert_eq!(counted.code, 0, "{}", counted.log);
+    assert!(counted.output.contains("matched   30"), "{}", counted.output);
+    assert_eq!(env.sandbox.live_files("a").len(), 30, "it only counts");
+
+    std::fs::write(folder.join("ids"), format!("{}\n{}\n", ids[0], ids[1])).unwrap();
+    let named = ["sweeps", "--json", "run", "--files-from", "ids", "--file", &ids[2]];
+    let named = longshore(&[&named[..], &["--yes", "--wait"]].concat());
+    assert_eq!(named.code, 0, "{}", named.log);
+    let named: Value = serde_json::from_str(&named.output).unwrap();
+    assert_eq!((&named["status"], &named["counts"]["deleted"]), (&"succeeded".into(), &3.into()));
+
+    let begun = longshore(&["sweeps", "run", "--metadata", "number=3", "-y"]);
+    assert_eq!(begun.code, 0, "{}", begun.log);
+    let id = begun.output.trim();
+    let shown = longshore(&["sweeps", "show", id, "--wait"]);
+    assert_eq!(shown.code, 0, "{}", shown.log);
+    assert!(shown.output.contains("succeeded"), "{}", shown.output);
+    assert!(shown.output.contains("metadata number=3"), "{}", shown.output);
+    let late = longshore(&["sweeps", "cancel", id]);
+    assert_eq!((late.code, late.output.as_str()), (1, ""));
+    assert!(late.log.contains("the sweep has already ended"), "{}", late.log);
+
+    let listed = longshore(&["sweeps", "ls", "--all"]);
+    assert_eq!(listed.output.lines().count(), 4, "{}", listed.output);
+    assert!(listed.output.contains("dry run"), "{}", listed.output);
+    let strange = longshore(&["sweeps", "run", "--file", "nonsense", "--yes"]);
+    assert_eq!(strange.code, 1);
+    assert!(strange.log.contains("no such file: `nonsense`"), "{}", strange.log);
+    let unsaid = longshore(&["sweeps", "run", "--yes"]);
+    assert_eq!(unsaid.code, 2);
+    assert!(unsaid.log.contains("--created-before"), "{}", unsaid.log);
+}
+
 #[test]
 fn the_demo_ends_well() {
     let folder = tempfile::tempdir().unwrap();
     let done = run(folder.path(), &["demo", "--once"], &[]);
     assert_eq!(done.code, 0, "{}", done.log);
     assert!(done.output.contains("The file is `processed`"), "{}", done.output);
+    assert!(done.output.contains("The deletion is `done`"), "{}", done.output);
+    assert!(done.output.contains("The providers hold 0 files."), "{}", done.output);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 

@@ -180,6 +180,45 @@ async fn an_upload_whose_answer_is_lost_is_repeated_and_stored_once() {
     assert_eq!(env.database.count("SELECT count(*) FROM files").await, 2);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delete_and_a_sweep_whose_answers_are_lost_are_repeated_and_done_once() {
+    let env = Env::start().await;
+    let folder = env.folder();
+    let ids = env.seed("alice", 3).await;
+    let url = lossy(&env.client.base, 1).await;
+    let done = at(&url, &folder, &["files", "rm", &ids[0]]);
+    assert_eq!((done.code, done.output.trim()), (0, ids[0].as_str()), "{}", done.log);
+    assert!(done.log.contains("warning: lost the connection"), "{}", done.log);
+
+    let url = lossy(&env.client.base, 1).await;
+    let done = at(&url, &folder, &["sweeps", "--json", "run", "--all", "--yes", "--wait"]);
+    assert_eq!(done.code, 0, "{}", done.log);
+    assert!(done.log.contains("warning: lost the connection"), "{}", done.log);
+    let sweep: Value = serde_json::from_str(&done.output).unwrap();
+    assert_eq!(sweep["counts"]["deleted"], 2, "{sweep}");
+    assert_eq!(env.database.count("SELECT count(*) FROM sweeps").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_in_a_wait_for_deletes_says_how_to_go_on() {
+    let env = Env::with(Options { command: "serve", ..Options::default() }).await;
+    let folder = env.folder();
+    let ids = env.seed("alice", 2).await;
+    for (arguments, says) in [
+        (vec!["files", "rm", "--wait", &ids[0]], "the same command waits for it again"),
+        (vec!["sweeps", "run", "--all", "--yes", "--wait"], "`longshore sweeps show --wait sweep_"),
+        (vec!["sweeps", "run", "--all", "--dry-run"], "interrupted: nothing was deleted"),
+    ] {
+        let command = start(&env.client.base, &folder, &arguments);
+        // From its first look on it waits; a worker, which would end the wait, does not run.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        command.signal("INT");
+        let done = command.done();
+        assert_eq!(done.code, 130, "{arguments:?}: {}", done.log);
+        assert!(done.log.contains(says), "{arguments:?}: {}", done.log);
+    }
+}
+
 /// A server that takes a connection and then does nothing, after reading as much as `reads` says.
 async fn silent(reads: bool) -> (String, tokio::sync::mpsc::Receiver<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -314,7 +353,7 @@ fn a_shell_completes_commands_options_and_values() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let done = run(folder.path(), &["completions", shell], &[]);
         assert_eq!((done.code, done.log.as_str()), (0, ""), "{shell}");
-        for word in ["longshore", "doctor", "idempotency-key", "completions"] {
+        for word in ["longshore", "doctor", "idempotency-key", "files-from", "completions"] {
             assert!(done.output.contains(word), "{shell}: no `{word}`");
         }
     }
@@ -340,8 +379,19 @@ fn the_help_of_every_command_can_be_shown() {
     let folder = tempfile::tempdir().unwrap();
     let help = run(folder.path(), &["--help"], &[]);
     assert!(help.output.contains("First steps:") && help.output.contains("Exit codes:"));
-    for command in ["up", "doctor", "models", "completions", "files put", "jobs ls", "keys create"]
-    {
+    let commands = [
+        "up",
+        "doctor",
+        "models",
+        "completions",
+        "files put",
+        "files rm",
+        "jobs ls",
+        "sweeps run",
+        "sweeps show",
+        "keys create",
+    ];
+    for command in commands {
         let arguments: Vec<_> = command.split(' ').chain(["--help"]).collect();
         let done = run(folder.path(), &arguments, &[]);
         assert_eq!(done.code, 0, "{command}");

@@ -76,6 +76,32 @@ struct BodyError {
 }
 
 impl Failure {
+    /// Whether what was asked for may have been done all the same. A server of ours that refuses has done
+    /// nothing.
+    pub fn leaves_it_open(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => !refusal.is_ours,
+            Self::Lost { .. } | Self::Silent { .. } | Self::Nonsense { .. } => true,
+            Self::NoServer { .. } | Self::Unreachable { .. } | Self::Here(_) => false,
+        }
+    }
+
+    /// Whether the server says that there is no such thing.
+    pub fn is_unknown_thing(&self) -> bool {
+        matches!(self, Self::Refused(refusal) if refusal.is_ours && refusal.code.as_deref() == Some("not_found"))
+    }
+
+    /// Whether every other call would fail in the same way: no server, or none that takes the key.
+    pub fn is_about_the_server(&self) -> bool {
+        match self {
+            Self::NoServer { .. } | Self::Unreachable { .. } | Self::Nonsense { .. } => true,
+            Self::Refused(refusal) => {
+                !refusal.is_ours || refusal.status == StatusCode::UNAUTHORIZED
+            }
+            Self::Lost { .. } | Self::Silent { .. } | Self::Here(_) => false,
+        }
+    }
+
     /// Reads a refusal from the answer's parts. `has_key` is whether a key was sent.
     pub fn refusal(
         status: StatusCode,

@@ -18,12 +18,14 @@ use reqwest::multipart::Form;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{FileObject, Mapping, object::Stage, one_or_list, wait, wrong_usage};
+use super::{FileObject, Mapping, object::Stage, one_or_list, wait};
 use crate::cli::{
     client::{Answer, Client, Failure, Repeats},
     interrupt::{Interrupt, Interrupted},
-    output::{Closed, Output, bytes, cell, plain},
+    output::{Closed, Output, bytes, cell, plain, wrong_usage},
+    pairs,
     progress::Progress,
+    watch,
 };
 use crate::files::Purpose;
 use source::{Source, State};
@@ -49,7 +51,7 @@ pub struct PutArgs {
     #[arg(long, value_parser = humantime::parse_duration, value_name = "DURATION")]
     expires_after: Option<Duration>,
     /// Pairs to keep with the files; repeat for each
-    #[arg(long, value_parser = pair, value_name = "KEY=VALUE")]
+    #[arg(long, value_parser = pairs::pair, value_name = "KEY=VALUE")]
     metadata: Vec<(String, String)>,
     /// Wait until the files are at every provider, at most so many seconds [default: 600]
     #[arg(
@@ -57,7 +59,7 @@ pub struct PutArgs {
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "600",
-        value_parser = seconds,
+        value_parser = watch::seconds,
         value_name = "SECONDS"
     )]
     wait: Option<Duration>,
@@ -76,8 +78,8 @@ pub async fn run(client: &Client, output: &mut Output, args: PutArgs) -> anyhow:
             "`--idempotency-key` stands for one upload: give it with a single FILE",
         ));
     }
-    let metadata = match metadata(&args.metadata) {
-        Ok(metadata) => metadata,
+    let metadata = match pairs::object(&args.metadata) {
+        Ok(pairs) => (!pairs.is_empty()).then(|| Value::Object(pairs).to_string()),
         Err(key) => return Ok(wrong_usage(&format!("`--metadata {key}=…` is given twice"))),
     };
     let mut sources = Vec::with_capacity(args.files.len());
@@ -180,14 +182,7 @@ impl Upload<'_> {
 
     /// Notes how a try ended.
     fn ended(&self, failure: Option<&Failure>) {
-        let leaves_it_open = match failure {
-            // A server of ours that refuses has made nothing of this try.
-            Some(Failure::Refused(refusal)) => !refusal.is_ours,
-            Some(Failure::Lost { .. } | Failure::Silent { .. } | Failure::Nonsense { .. }) => true,
-            Some(Failure::NoServer { .. } | Failure::Unreachable { .. } | Failure::Here(_))
-            | None => false,
-        };
-        if leaves_it_open && self.is_sent() {
+        if failure.is_some_and(Failure::leaves_it_open) && self.is_sent() {
             self.was_sent_before.set(true);
         }
         self.sending.replace(None);
@@ -348,7 +343,7 @@ async fn wait_for_all(
     timeout: Duration,
     interrupt: &mut Interrupt,
 ) -> anyhow::Result<bool> {
-    let deadline = wait::deadline(timeout);
+    let deadline = watch::deadline(timeout);
     let mut is_good = true;
     for file in stored.iter_mut() {
         let id = file.value.id.clone();
@@ -379,32 +374,4 @@ async fn wait_for_all(
         output.table(&headings, rows)?;
     }
     Ok(is_good)
-}
-
-/// The pairs as JSON text, or the key that stands twice.
-fn metadata(pairs: &[(String, String)]) -> Result<Option<String>, &str> {
-    let mut object = serde_json::Map::new();
-    for (key, value) in pairs {
-        if object.insert(key.clone(), Value::from(value.as_str())).is_some() {
-            return Err(key);
-        }
-    }
-    Ok((!object.is_empty()).then(|| Value::Object(object).to_string()))
-}
-
-fn pair(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("it should look like `key=value`".to_owned()),
-    }
-}
-
-/// Seconds, or a duration with a unit.
-fn seconds(text: &str) -> Result<Duration, String> {
-    match text.parse() {
-        Ok(seconds) => Ok(Duration::from_secs(seconds)),
-        Err(_) => humantime::parse_duration(text).map_err(|_| {
-            "it should be a number of seconds, or a duration such as `10m`".to_owned()
-        }),
-    }
 }

@@ -3,6 +3,7 @@
 mod get;
 mod ls;
 mod put;
+mod rm;
 mod wait;
 
 use std::{fs, path::Path};
