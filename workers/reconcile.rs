@@ -4,6 +4,7 @@
 //! Nothing of it is kept between attempts: a list that was read half proves nothing. What is deleted is
 //! first condemned on disk, so a worker that dies here leaves nothing half known.
 
+use std::collections::BTreeMap;
 use std::collections::HashSet;
 use std::hash::BuildHasher as _;
 use std::hash::RandomState;
@@ -88,7 +89,7 @@ async fn reconcile(attempt: &Attempt, id: ReconciliationId) -> Result<Option<Rep
         report: Report::default(),
         hasher: RandomState::new(),
         seen: HashSet::new(),
-        superfluous: Vec::new(),
+        superfluous: BTreeMap::new(),
     };
     if !app.installation.is_trusted {
         pass.is_dry_run = true;
@@ -117,12 +118,7 @@ struct Pass<'a> {
     seen: HashSet<u64>,
     /// What must go. It is deleted when the list was read to its end: a provider that goes on from an object
     /// which was just deleted does not know where it was.
-    superfluous: Vec<Superfluous>,
-}
-
-struct Superfluous {
-    mapping_id: MappingId,
-    file: RemoteFile,
+    superfluous: BTreeMap<MappingId, Vec<String>>,
 }
 
 impl Pass<'_> {
@@ -167,7 +163,7 @@ impl Pass<'_> {
                     self.report.superfluous += 1;
                     self.name("superfluous", &file, Some(reason));
                     if self.superfluous.len() < MOST {
-                        self.superfluous.push(Superfluous { mapping_id: mapping.id, file });
+                        self.superfluous.entry(mapping.id).or_default().push(file.id.0);
                     }
                 }
                 (Verdict::Unknown | Verdict::Superfluous(_), _) => {
@@ -215,8 +211,8 @@ impl Pass<'_> {
         if self.is_dry_run {
             return Ok(());
         }
-        for Superfluous { mapping_id, file } in std::mem::take(&mut self.superfluous) {
-            self.remove(mapping_id, vec![file.id.0]).await?;
+        for (mapping, found) in std::mem::take(&mut self.superfluous) {
+            self.remove(mapping, found).await?;
         }
         Ok(())
     }

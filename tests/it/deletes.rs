@@ -9,6 +9,7 @@ use reqwest::Method;
 use serde_json::Value;
 use serde_json::json;
 
+use crate::support::ALICE_KEY;
 use crate::support::BOB_KEY;
 use crate::support::Client;
 use crate::support::Crew;
@@ -22,7 +23,7 @@ use crate::support::mapping;
 use crate::support::run;
 use crate::support::status;
 
-const MODELS: &[&str] = &["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+const MODELS: &[&str] = &["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m"];
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn id(file: &Value) -> &str {
@@ -42,9 +43,11 @@ async fn deletion(env: &Env, file: &Value) -> Value {
 
 /// The bytes go a few seconds after the file.
 async fn bytes_are_gone(env: &Env) {
-    eventually(PATIENCE, async || (env.blobs() == 0).then_some(())).await;
-    let left = env.database.count("SELECT count(*) FROM files WHERE blob_key IS NOT NULL").await;
-    assert_eq!(left, 0);
+    eventually(PATIENCE, async || {
+        let named = "SELECT count(*) FROM files WHERE blob_key IS NOT NULL";
+        (env.blobs() == 0 && env.database.count(named).await == 0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -108,6 +111,8 @@ async fn whatever_a_provider_answers_to_a_delete_the_copy_goes_or_its_reason_is_
         (Fault::Hang { executed: true }, "deleted"),
         (garbage(true), "deleted"),
         (garbage(false), "deleted"),
+        // It has the file all the same.
+        (refused(404), "deleted"),
         (refused(405), "undeletable"),
         (refused(501), "undeletable"),
     ];
@@ -126,12 +131,12 @@ async fn whatever_a_provider_answers_to_a_delete_the_copy_goes_or_its_reason_is_
         let left = usize::from(*expected == "undeletable");
         assert_eq!(env.sandbox.live_files(model).len(), left, "{fault:?}");
     }
-    let stuck = mapping(&deletion, "k");
+    let stuck = mapping(&deletion, "l");
     assert_eq!(stuck["error"]["code"], "provider_unsupported", "{stuck}");
     assert_eq!(env.job(stuck).await["status"], "failed");
 
     // Somebody has seen to it, and tries again.
-    for model in ["k", "l"] {
+    for model in ["l", "m"] {
         let job = mapping(&deletion, model)["job_id"].as_str().unwrap();
         let (code, job) = env.client.post(&format!("/v1/jobs/{job}/retry"), json!({})).await;
         assert_eq!(code, 200, "{job}");
@@ -154,6 +159,39 @@ async fn a_copy_that_is_shown_after_its_delete_is_deleted_again() {
     assert_eq!(deletion["status"], "done", "{deletion}");
     assert_eq!(env.sandbox.live_files("a").len(), 0);
     assert_eq!(env.calls("a", Operation::Delete), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_may_not_look_does_not_stop_what_it_may_delete() {
+    let env = Env::start().await;
+    let file = uploaded(&env, &["a"]).await;
+    let forbidden =
+        json!({"error": {"message": "no", "type": "invalid_request_error", "code": null}});
+    env.spoil_as("a", FaultRule::new(Operation::Get, Fault::status(403, forbidden)));
+    env.client.remove(&file).await;
+    let deletion = env.client.purged(&file).await;
+    let receipt = json!({"proof": "deleted", "http_status": 200, "is_verified": false});
+    assert_eq!(mapping(&deletion, "a")["receipt"], receipt);
+    assert_eq!(env.provider("a").await["paused_by"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delete_that_an_sdk_repeats_after_a_lost_answer_is_answered_again() {
+    let env = Env::start().await;
+    let file = uploaded(&env, &["a"]).await;
+    env.client.remove(&file).await;
+    let path = format!("/v1/files/{}", id(&file));
+    let repeat = |key: &str| {
+        let request = env.as_key(key).request(Method::DELETE, &path);
+        request.header("x-stainless-retry-count", "1").send()
+    };
+    let again = repeat(ALICE_KEY).await.unwrap();
+    assert_eq!(again.headers()["idempotency-replayed"], "true");
+    let expected = json!({"id": id(&file), "object": "file", "deleted": true});
+    assert_eq!(answer(again).await, (200, expected));
+    assert_eq!(repeat(BOB_KEY).await.unwrap().status(), 403);
+    env.database.execute("UPDATE files SET deleted_at = 1").await;
+    assert_eq!(repeat(ALICE_KEY).await.unwrap().status(), 404);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

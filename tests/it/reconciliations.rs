@@ -196,6 +196,49 @@ async fn nothing_is_deleted_while_database_and_blobs_belong_to_different_install
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clone_of_the_database_with_a_store_of_its_own_deletes_nothing() {
+    let mut env = Env::start().await;
+    let file = uploaded(&env).await;
+    plant(&env, &marked(&env, &file).await);
+    env.server.terminate();
+    std::fs::remove_dir_all(env.folder().join("blobs")).unwrap();
+    env.restart();
+    let untrusted = report(&env, false).await;
+    assert_eq!((&untrusted["superfluous"], &untrusted["deleted"]), (&json!(1), &json!(0)));
+    assert_eq!(live(&env).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_object_that_cannot_be_deleted_stands_in_the_way_of_no_other() {
+    let env = Env::start().await;
+    let file = uploaded(&env).await;
+    let filename = marked(&env, &file).await;
+    for _ in 0..3 {
+        plant(&env, &filename);
+    }
+    env.spoil_as("a", FaultRule::new(Operation::Delete, Fault::status(405, Value::Null)));
+    let first = report(&env, false).await;
+    assert_eq!((&first["deleted"], &first["failed"]), (&json!(2), &json!(1)), "{first}");
+    let second = report(&env, false).await;
+    assert_eq!((&second["deleted"], &second["failed"]), (&json!(1), &json!(0)), "{second}");
+    assert_eq!(live(&env).len(), 1);
+}
+
+/// A copy that was said to be deleted, and is there again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_there_again_is_deleted_again() {
+    let env = Env::start().await;
+    let file = uploaded(&env).await;
+    env.client.remove(&file).await;
+    env.client.purged(&file).await;
+    let again = plant(&env, &marked(&env, &file).await);
+    let renamed = format!("UPDATE mappings SET provider_file_id = '{again}'");
+    env.database.execute(&renamed).await;
+    assert_eq!(report(&env, false).await["deleted"], 1);
+    assert!(live(&env).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reconciliation_whose_worker_is_killed_begins_anew() {
     for kind in [Kind::Sqlite, Kind::Postgres] {
         let mut crew = Crew::on(kind).await;

@@ -128,6 +128,7 @@ async fn a_sweep_that_says_nothing_or_nonsense_is_refused_with_what_would_be_rig
         (json!({}), "missing_required_parameter", "file_ids"),
         (json!({"dry_run": true}), "missing_required_parameter", "file_ids"),
         (json!({"file_ids": ["x"], "purpose": "batch"}), "invalid_value", "exclude"),
+        (json!({"file_ids": [], "purpose": "batch"}), "invalid_value", "exclude"),
         (json!({"purpose": "porpoise"}), "invalid_value", "porpoise"),
         (json!({"status": "deleted?"}), "invalid_value", "deleted?"),
         (json!({"created_befor": 1}), "invalid_json", "created_before"),
@@ -218,6 +219,41 @@ async fn a_sweep_with_a_file_that_cannot_be_deleted_says_so_and_ends_well_when_i
         .await;
         assert_eq!(over["counts"], counts(20, 0, 20, 0));
         assert!(env.sandbox.live_files("a").is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provider_that_stands_still_holds_up_a_sweep_at_no_other() {
+    for kind in [Kind::Sqlite, Kind::Postgres] {
+        let options = Options { log: "info", ..Options::on(kind) };
+        let mut crew = Crew::with(options).await;
+        crew.env.seed_at(&["a", "b"], "alice", 600).await;
+        crew.env.lane("a", "pause").await;
+        let begun = sweep(&crew.env.client, json!({"all": true})).await;
+        eventually(PATIENCE, async || crew.env.sandbox.live_files("b").is_empty().then_some(()))
+            .await;
+        assert_eq!(crew.env.sandbox.live_files("a").len(), 600);
+        let queued = "SELECT count(*) FROM jobs WHERE kind = 'delete_file' AND finished_at IS NULL";
+        let queued = crew.env.database.count(queued).await;
+        assert!(queued <= 500, "{queued} deletes wait for a provider that stands still");
+
+        // While it rests, its workers die more often than a job of its own doing may kill them.
+        for _ in 0..4 {
+            crew.kill();
+            crew.restart();
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+        }
+        crew.env.lane("a", "resume").await;
+        let done = eventually(PATIENCE, async || {
+            let (_, sweep) = crew.env.client.get(&path(&begun)).await;
+            (sweep["counts"]["pending"] == 0).then_some(sweep)
+        })
+        .await;
+        assert_eq!(done["counts"], counts(600, 0, 600, 0), "{done}");
+        assert!(
+            crew.env.sandbox.live_files("a").is_empty()
+                && crew.env.sandbox.live_files("b").is_empty()
+        );
     }
 }
 

@@ -152,7 +152,7 @@ async fn deadlock(is_intake: bool) {
     };
     results.0.unwrap();
     results.1.unwrap();
-    assert_eq!(runs.load(Ordering::SeqCst), 3, "there was no deadlock");
+    assert!(runs.load(Ordering::SeqCst) >= 3, "there was no deadlock");
     assert_eq!(queue.count("SELECT sum(failures)::bigint FROM lanes").await, 4);
 }
 

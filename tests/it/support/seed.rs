@@ -20,6 +20,16 @@ const CHUNK: usize = 500;
 impl Env {
     /// Writes `count` files of `owner`, each with a copy at the account `a`. Answers their managed ids.
     pub async fn seed(&self, owner: &str, count: usize) -> Vec<String> {
+        self.seed_at(&["a"], owner, count).await
+    }
+
+    /// As `seed`, with a copy at each of these accounts.
+    pub async fn seed_at(
+        &self,
+        accounts: &'static [&'static str],
+        owner: &str,
+        count: usize,
+    ) -> Vec<String> {
         let db = Db::connect(&self.database.url).await.unwrap();
         let now = Clock::default().now();
         let mut ids = Vec::with_capacity(count);
@@ -27,13 +37,12 @@ impl Env {
             let new: Vec<_> = chunk
                 .iter()
                 .map(|number| {
-                    let copy = self.sandbox.plant(
-                        "a",
-                        &format!("{number}.txt"),
-                        Purpose::UserData,
-                        Bytes::from_static(b"x"),
-                    );
-                    (new_file(owner, *number), copy.id)
+                    let plant = |account: &&str| {
+                        let name = format!("{number}.txt");
+                        let bytes = Bytes::from_static(b"x");
+                        self.sandbox.plant(account, &name, Purpose::UserData, bytes).id
+                    };
+                    (new_file(owner, *number), accounts.iter().map(plant).collect::<Vec<_>>())
                 })
                 .collect();
             ids.extend(new.iter().map(|(file, _)| file.managed_id.clone()));
@@ -42,19 +51,23 @@ impl Env {
                 .work(move |tx| {
                     let new = std::sync::Arc::clone(&new);
                     Box::pin(async move {
-                        for (file, copy) in new.iter() {
+                        for (file, copies) in new.iter() {
                             longshore::files::store::insert(tx, now, file).await?;
-                            let mapping = new_mapping(file.id);
-                            longshore::mappings::store::insert(tx, now, std::slice::from_ref(&mapping))
-                                .await?;
-                            let sql = "UPDATE mappings SET status = 'ready', ready_at = 1, provider_file_id = $2 \
-                                       WHERE id = $1";
-                            let values = [mapping.id.0.into(), copy.clone().into()];
-                            tx.execute_raw(longshore::db::statement(tx, sql, values)).await?;
+                            for (account, copy) in accounts.iter().zip(copies) {
+                                let mapping = new_mapping(file.id, account);
+                                let mapping = std::slice::from_ref(&mapping);
+                                longshore::mappings::store::insert(tx, now, mapping).await?;
+                                let sql = "UPDATE mappings SET status = 'ready', ready_at = 1, \
+                                           provider_file_id = $2 WHERE id = $1";
+                                let values = [mapping[0].id.0.into(), copy.clone().into()];
+                                tx.execute_raw(longshore::db::statement(tx, sql, values)).await?;
+                            }
                         }
-                        tx.execute_unprepared("UPDATE files SET status = 'processed' WHERE status = 'uploaded'")
-                            .await
-                            .map(|_| ())
+                        tx.execute_unprepared(
+                            "UPDATE files SET status = 'processed' WHERE status = 'uploaded'",
+                        )
+                        .await
+                        .map(|_| ())
                     })
                 })
                 .await;
@@ -88,15 +101,15 @@ fn new_file(owner: &str, number: usize) -> NewFile {
     }
 }
 
-fn new_mapping(file_id: FileId) -> NewMapping {
+fn new_mapping(file_id: FileId, account: &str) -> NewMapping {
     NewMapping {
         id: MappingId::mint(),
         file_id,
         position: 0,
-        deployment_id: "dep_seeded".to_owned(),
-        model: "a".to_owned(),
-        provider: "at-a".to_owned(),
-        provider_model: "a-2026".to_owned(),
+        deployment_id: format!("dep_{account}"),
+        model: account.to_owned(),
+        provider: format!("at-{account}"),
+        provider_model: format!("{account}-2026"),
         marker: Marker::mint("abcdef").0,
         job_id: JobId::mint(),
     }
