@@ -46,7 +46,7 @@ pub async fn run(attempt: &Attempt, payload: &jobs::Sweep) -> Done {
 }
 
 async fn sweep(attempt: &Attempt, id: SweepId) -> Conclusion {
-    let begun = Instant::now();
+    let (begun, mut has_rested) = (Instant::now(), false);
     while begun.elapsed() < SLICE {
         let sweep = match store::find(attempt.app.db.read(), id).await {
             Ok(Some(sweep)) => sweep,
@@ -60,13 +60,32 @@ async fn sweep(attempt: &Attempt, id: SweepId) -> Conclusion {
             if sweep.is_matched { queue(attempt, sweep).await } else { take(attempt, sweep).await };
         match step {
             Ok(Step::More) => {}
-            Ok(Step::Rest) => tokio::time::sleep(REST).await,
+            Ok(Step::Rest) => {
+                // It has come as far as it can: if its worker dies now, that is not its doing.
+                if !has_rested && let Err(error) = survive(attempt).await {
+                    return Conclusion::without_database(&error);
+                }
+                has_rested = true;
+                tokio::time::sleep(REST).await;
+            }
             Ok(Step::Done) => return Conclusion::Succeeded,
             Ok(Step::Lost) => return Conclusion::HandedBack,
             Err(error) => return Conclusion::without_database(&error),
         }
     }
     Conclusion::Again { after: Duration::ZERO, failure: None }
+}
+
+async fn survive(attempt: &Attempt) -> Result<bool, DbErr> {
+    let fence = attempt.fence.clone();
+    attempt
+        .app
+        .db
+        .work_alone(move |tx| {
+            let fence = fence.clone();
+            Box::pin(async move { leases::advance(tx, &fence).await })
+        })
+        .await
 }
 
 enum Step {

@@ -41,7 +41,8 @@ where
                 "the body must be JSON (`Content-Type: application/json`)".to_owned(),
             ));
         }
-        serde_json::from_slice(&body).map(|body| Self(Some(body))).map_err(|error| Error::Invalid {
+        // `null` says as little as no body.
+        serde_json::from_slice(&body).map(Self).map_err(|error| Error::Invalid {
             param: None,
             code: Some("invalid_json"),
             message: format!("the body is not the JSON that is expected here: {error}"),

@@ -1,5 +1,6 @@
 //! `/v1/sweeps`.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -7,9 +8,14 @@ use axum::http::HeaderMap;
 use axum::response::Json;
 use axum::response::Response;
 use serde::Deserialize;
+use serde::Deserializer;
 use serde::Serialize;
+use serde_json::json;
+use utoipa::PartialSchema;
 use utoipa::ToSchema;
 use utoipa::openapi::Object;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::Schema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -57,6 +63,8 @@ const PATH: &str = "/v1/sweeps";
 const LIMITS: Limits = Limits { default: 20, most: 1000 };
 /// Files that one request may name.
 const MOST_FILES: usize = 10_000;
+/// Of the year 9999.
+const LAST_SECOND: i64 = 253_402_300_799;
 /// For that many ids, with the longest names of models that are seen.
 const MEBIBYTES: u64 = 8;
 
@@ -143,29 +151,107 @@ impl SweepObject {
 }
 
 /// Which files. Either `file_ids`, or a filter with at least one field; of a filter, all has to hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct CreateSweep {
-    /// Files by their ids. Those that are deleted already are passed over.
-    #[schema(value_type = Vec<String>, max_items = 10_000, required = false)]
+    #[serde(deserialize_with = "given")]
     file_ids: Option<Vec<String>>,
-    #[schema(schema_with = purposes, required = false)]
+    #[serde(deserialize_with = "given")]
     purpose: Option<String>,
     /// Unix seconds.
-    #[schema(value_type = i64, required = false)]
+    #[serde(deserialize_with = "whole")]
     created_before: Option<i64>,
-    /// A model that the file was sent to.
-    #[schema(value_type = String, required = false)]
+    #[serde(deserialize_with = "given")]
     model: Option<String>,
-    /// Pairs that the file has, among others.
-    #[schema(value_type = std::collections::BTreeMap<String, String>, required = false)]
+    #[serde(deserialize_with = "given")]
     metadata: Option<Metadata>,
-    #[schema(schema_with = file_statuses, required = false)]
+    #[serde(deserialize_with = "given")]
     status: Option<String>,
-    /// Every file of the owner.
     all: bool,
-    /// Only count.
     dry_run: bool,
+}
+
+/// What is said has a value: a `null` may have been meant to be one, and would widen what is deleted.
+fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// A whole number. JSON knows one kind of numbers only: `1.0` is one too.
+fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    let number = f64::deserialize(deserializer)?;
+    if number.fract() == 0.0 {
+        Ok(Some(number as i64))
+    } else {
+        Err(serde::de::Error::custom("a time in Unix seconds is a whole number"))
+    }
+}
+
+/// Written by hand: which fields go together is more than a derived schema can say.
+impl PartialSchema for CreateSweep {
+    fn schema() -> RefOr<Schema> {
+        let dry_run = json!({"type": "boolean", "description": "Only count."});
+        let named = json!({
+            "type": "object",
+            "description": "Files by their ids. Those that are deleted already are passed over.",
+            "required": ["file_ids"],
+            "properties": {
+                "file_ids": {"type": "array", "items": {"type": "string"}, "maxItems": MOST_FILES},
+                "dry_run": dry_run,
+            },
+            "additionalProperties": false,
+        });
+        let fields = json!({
+            "type": "object",
+            "properties": {
+                "purpose": purposes(),
+                "created_before": {
+                    "type": "integer",
+                    "description": "Unix seconds.",
+                    "minimum": 0,
+                    "maximum": LAST_SECOND,
+                },
+                "model": {
+                    "type": "string",
+                    "description": "A model that the file was sent to.",
+                    "pattern": "^[^\\x00]*$",
+                },
+                "metadata": {
+                    "type": "object",
+                    "description": "Pairs that the file has, among others.",
+                    "additionalProperties": {"type": "string"},
+                },
+                "status": file_statuses(),
+                "all": {"type": "boolean", "description": "Every file of the owner."},
+                "dry_run": dry_run,
+            },
+            "additionalProperties": false,
+        });
+        let one_of_them = json!({"anyOf": [
+            {"type": "object", "required": ["purpose"]},
+            {"type": "object", "required": ["created_before"]},
+            {"type": "object", "required": ["model"]},
+            {"type": "object", "required": ["status"]},
+            {"type": "object", "required": ["metadata"],
+                "properties": {"metadata": {"type": "object", "minProperties": 1}}},
+            {"type": "object", "required": ["all"],
+                "properties": {"all": {"type": "boolean", "enum": [true]}}},
+        ]});
+        let description =
+            "Which files: by their ids, or by what they are like. Of a filter, all has to hold.";
+        let schema = json!({
+            "description": description,
+            "oneOf": [named, {"allOf": [fields, one_of_them]}],
+        });
+        serde_json::from_value(schema).expect("the schema is one")
+    }
+}
+
+impl ToSchema for CreateSweep {
+    fn name() -> Cow<'static, str> {
+        "CreateSweep".into()
+    }
 }
 
 impl CreateSweep {
@@ -176,6 +262,12 @@ impl CreateSweep {
         }
         if let Some(status) = &self.status {
             status.parse::<FileStatus>().map_err(|message| Error::invalid("status", message))?;
+        }
+        if self.created_before.is_some_and(|at| !(0..=LAST_SECOND).contains(&at)) {
+            return Err(Error::invalid(
+                "created_before",
+                "`created_before` must be a time in Unix seconds",
+            ));
         }
         let has_nul = |text: &String| text.contains('\0');
         if self.model.iter().any(has_nul) {
