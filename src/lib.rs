@@ -25,6 +25,7 @@ pub mod reconciliations;
 pub mod sandbox;
 pub mod sweeps;
 pub mod telemetry;
+mod words;
 
 #[path = "../workers/mod.rs"]
 pub mod workers;

@@ -26,6 +26,7 @@ use crate::jobs::Lane;
 use crate::jobs::NewJob;
 use crate::jobs::Work;
 use crate::mappings::MappingStatus;
+use crate::mappings::Marker;
 use crate::owners;
 
 /// How long after a reconciliation that failed the next one begins, at the latest.
@@ -49,6 +50,11 @@ pub enum Verdict {
     Superfluous(&'static str),
     /// The database does not know its marker.
     Unknown,
+}
+
+/// The marker of an object, if it is one of this installation's.
+pub fn ours(filename: &str, installation_id: &str) -> Option<Marker> {
+    Marker::of(filename).filter(|marker| marker.is_of(installation_id))
 }
 
 /// Judges an object by the mapping of its marker, if there is one.
@@ -191,6 +197,81 @@ mod tests {
             prop_assert!(!known.status.is_working() && known.status != MappingStatus::Failed);
             let holds = known.provider_file_id.as_deref() == Some(object.as_str());
             prop_assert!(!holds || known.status == MappingStatus::Deleted);
+        }
+    }
+
+    /// An object in an account that several share.
+    #[derive(Clone, Debug)]
+    enum Origin {
+        /// Uploaded for one of the mappings, which holds this very object or not.
+        Ours {
+            mapping: usize,
+            is_held: bool,
+        },
+        /// Uploaded by us after the backup that the database was restored from: nobody here knows it.
+        OursAfterTheBackup,
+        OtherInstallations,
+        Strangers,
+    }
+
+    fn any_origin() -> impl Strategy<Value = Origin> {
+        prop_oneof![
+            (0usize..6, any::<bool>())
+                .prop_map(|(mapping, is_held)| Origin::Ours { mapping, is_held }),
+            Just(Origin::OursAfterTheBackup),
+            Just(Origin::OtherInstallations),
+            Just(Origin::Strangers),
+        ]
+    }
+
+    proptest! {
+        /// Whoever uploaded it may have given it any name, also one with a marker of ours in it.
+        #[test]
+        fn in_a_shared_account_nothing_goes_but_what_we_uploaded_and_know_as_over(
+            statuses in prop::collection::vec(prop::sample::select(MappingStatus::ALL.to_vec()), 6),
+            objects in prop::collection::vec((any_origin(), "[a-z]{0,4}", 0usize..6), 0..40),
+        ) {
+            let markers: Vec<Marker> = (0..6).map(|_| Marker::mint("aaaaaa")).collect();
+            let known: Vec<Known> = markers
+                .iter()
+                .zip(&statuses)
+                .enumerate()
+                .map(|(number, (marker, status))| Known {
+                    id: MappingId::mint(),
+                    marker: marker.0.clone(),
+                    status: *status,
+                    provider: "p".to_owned(),
+                    provider_file_id: (!status.is_working() && *status != MappingStatus::Failed)
+                        .then(|| format!("held-{number}")),
+                })
+                .collect();
+            for (number, (origin, word, other)) in objects.into_iter().enumerate() {
+                // The client's own name, with somebody's marker where a client can put it.
+                let name = format!("{word}.{}.x{word}", markers[other].0);
+                let mut id = format!("object-{number}");
+                let filename = match origin {
+                    Origin::Ours { mapping, is_held } => {
+                        if is_held {
+                            id = format!("held-{mapping}");
+                        }
+                        markers[mapping].mark(&name)
+                    }
+                    Origin::OursAfterTheBackup => Marker::mint("aaaaaa").mark(&name),
+                    Origin::OtherInstallations => Marker::mint("bbbbbb").mark(&name),
+                    Origin::Strangers => format!("{name}.{word}.a longer extension"),
+                };
+                let marker = ours(&filename, "aaaaaa");
+                let mapping = marker.and_then(|marker| known.iter().find(|known| known.marker == marker.0));
+                let verdict = judge(mapping, "p", &id);
+                if let Verdict::Superfluous(_) = verdict {
+                    let Origin::Ours { mapping, is_held } = origin else {
+                        return Err(TestCaseError::fail(format!("{origin:?} goes: {filename}")));
+                    };
+                    let status = statuses[mapping];
+                    prop_assert!(!status.is_working() && status != MappingStatus::Failed);
+                    prop_assert!(!is_held || status == MappingStatus::Deleted);
+                }
+            }
         }
     }
 

@@ -145,7 +145,7 @@ impl Pass<'_> {
         for file in files {
             self.report.listed += 1;
             self.seen.insert(self.hasher.hash_one(&file.id.0));
-            match Marker::of(&file.filename).filter(|marker| marker.is_of(&installation)) {
+            match reconciliations::ours(&file.filename, &installation) {
                 Some(marker) => ours.push((marker, file)),
                 None => self.report.foreign += 1,
             }

@@ -8,8 +8,6 @@ pub mod receipts;
 
 use std::collections::HashMap;
 use std::collections::HashSet;
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use sea_orm::ConnectionTrait;
@@ -32,6 +30,7 @@ use crate::mappings;
 use crate::mappings::MappingStatus;
 use crate::mappings::deletion::Doomed;
 use crate::sweeps;
+use crate::words::words;
 
 /// Deletes are given up by age, not by a number of attempts.
 const MAX_ATTEMPTS: u32 = u32::MAX;
@@ -40,27 +39,18 @@ const WHILE_UPLOADING: Duration = Duration::from_secs(60);
 /// Files that one statement names.
 const CHUNK: usize = 500;
 
-/// How far the copies of a deleted file are gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deletion {
-    Pending,
-    /// Nothing of it is left at any provider.
-    Done,
-    /// Nothing is tried any more, and some copy may be left.
-    Failed,
+words! {
+    /// How far the copies of a deleted file are gone.
+    Deletion, "a state of a deletion" {
+        Pending = "pending",
+        /// Nothing of it is left at any provider.
+        Done = "done",
+        /// Nothing is tried any more, and some copy may be left.
+        Failed = "failed",
+    }
 }
 
 impl Deletion {
-    pub const ALL: [Self; 3] = [Self::Pending, Self::Done, Self::Failed];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Done => "done",
-            Self::Failed => "failed",
-        }
-    }
-
     /// From the mappings of a file that is deleted.
     pub fn of_mappings(mappings: impl IntoIterator<Item = MappingStatus>) -> Self {
         let mut deletion = Self::Done;
@@ -72,21 +62,6 @@ impl Deletion {
             }
         }
         deletion
-    }
-}
-
-impl fmt::Display for Deletion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Deletion {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let deletion = Self::ALL.into_iter().find(|deletion| deletion.as_str() == text);
-        deletion.ok_or_else(|| format!("`{text}` is not a state of a deletion"))
     }
 }
 

@@ -1,36 +1,24 @@
 //! The states of a file. They follow from its mappings'.
 #![warn(clippy::wildcard_enum_match_arm)]
 
-use std::fmt;
-use std::str::FromStr;
-
 use crate::mappings::MappingStatus;
+use crate::words::words;
 
-/// Where a file is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FileStatus {
-    /// It is here, and on its way to some model.
-    Uploaded,
-    /// Every model has it.
-    Processed,
-    /// No model is still to get it, and at least one never will.
-    Error,
-    /// A tombstone.
-    Deleted,
+words! {
+    /// Where a file is in its life.
+    FileStatus, "a file status" {
+        /// It is here, and on its way to some model.
+        Uploaded = "uploaded",
+        /// Every model has it.
+        Processed = "processed",
+        /// No model is still to get it, and at least one never will.
+        Error = "error",
+        /// A tombstone.
+        Deleted = "deleted",
+    }
 }
 
 impl FileStatus {
-    pub const ALL: [Self; 4] = [Self::Uploaded, Self::Processed, Self::Error, Self::Deleted];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Uploaded => "uploaded",
-            Self::Processed => "processed",
-            Self::Error => "error",
-            Self::Deleted => "deleted",
-        }
-    }
-
     /// Whether somebody who waits for the file is told.
     pub const fn is_final(self) -> bool {
         !matches!(self, Self::Uploaded)
@@ -53,23 +41,6 @@ impl FileStatus {
             }
         }
         status
-    }
-}
-
-impl fmt::Display for FileStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for FileStatus {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|status| status.as_str() == text).ok_or_else(|| {
-            let names: Vec<_> = Self::ALL.iter().map(|status| format!("`{status}`")).collect();
-            format!("`{text}` is not a file status; there are {}", names.join(", "))
-        })
     }
 }
 

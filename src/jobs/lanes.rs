@@ -5,8 +5,6 @@
 
 mod store;
 
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 pub use self::store::LaneRow;
@@ -24,6 +22,7 @@ pub use self::store::unserved;
 use super::Spend;
 use super::retry;
 use crate::clock::Timestamp;
+use crate::words::words;
 
 /// A pause that only a person, or another configuration, ends.
 pub const FOR_EVER: Timestamp = Timestamp(i64::MAX);
@@ -32,52 +31,16 @@ pub const NOT_CONFIGURED: &str = "provider_not_configured";
 /// How long a provider that wants money is left alone before one job tries again.
 const MONEY_PAUSE: Duration = Duration::from_secs(3600);
 
-/// Why a lane stands still.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PauseReason {
-    RateLimit,
-    Outage,
-    CredentialRejected,
-    OutOfMoney,
-    Capacity,
-    /// By hand.
-    Paused,
-}
-
-impl PauseReason {
-    pub const ALL: [Self; 6] = [
-        Self::RateLimit,
-        Self::Outage,
-        Self::CredentialRejected,
-        Self::OutOfMoney,
-        Self::Capacity,
-        Self::Paused,
-    ];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::RateLimit => "rate_limit",
-            Self::Outage => "outage",
-            Self::CredentialRejected => "credential_rejected",
-            Self::OutOfMoney => "out_of_money",
-            Self::Capacity => "capacity",
-            Self::Paused => "paused",
-        }
-    }
-}
-
-impl fmt::Display for PauseReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for PauseReason {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let reason = Self::ALL.into_iter().find(|reason| reason.as_str() == text);
-        reason.ok_or_else(|| format!("`{text}` is not a reason for a pause"))
+words! {
+    /// Why a lane stands still.
+    PauseReason, "a reason for a pause" {
+        RateLimit = "rate_limit",
+        Outage = "outage",
+        CredentialRejected = "credential_rejected",
+        OutOfMoney = "out_of_money",
+        Capacity = "capacity",
+        /// By hand.
+        Paused = "paused",
     }
 }
 

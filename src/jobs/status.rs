@@ -1,43 +1,23 @@
 //! The states of a job and the moves between them.
 #![warn(clippy::wildcard_enum_match_arm)]
 
-use std::fmt;
-use std::str::FromStr;
+use crate::words::words;
 
-/// Where a job is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum JobStatus {
-    Queued,
-    Running,
-    /// Between two attempts.
-    Retrying,
-    Succeeded,
-    /// The dead letter: it stays, and can be retried by hand.
-    Failed,
-    Cancelled,
+words! {
+    /// Where a job is in its life.
+    JobStatus, "a job status" {
+        Queued = "queued",
+        Running = "running",
+        /// Between two attempts.
+        Retrying = "retrying",
+        Succeeded = "succeeded",
+        /// The dead letter: it stays, and can be retried by hand.
+        Failed = "failed",
+        Cancelled = "cancelled",
+    }
 }
 
 impl JobStatus {
-    pub const ALL: [Self; 6] = [
-        Self::Queued,
-        Self::Running,
-        Self::Retrying,
-        Self::Succeeded,
-        Self::Failed,
-        Self::Cancelled,
-    ];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Running => "running",
-            Self::Retrying => "retrying",
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-            Self::Cancelled => "cancelled",
-        }
-    }
-
     /// Where a job may go from here. The last three lead back only by hand: `retry`.
     pub const fn successors(self) -> &'static [Self] {
         match self {
@@ -50,23 +30,6 @@ impl JobStatus {
 
     pub const fn is_final(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
-    }
-}
-
-impl fmt::Display for JobStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for JobStatus {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|status| status.as_str() == text).ok_or_else(|| {
-            let names: Vec<_> = Self::ALL.iter().map(|status| format!("`{status}`")).collect();
-            format!("`{text}` is not a job status; there are {}", names.join(", "))
-        })
     }
 }
 

@@ -163,4 +163,15 @@ const sent = await client.files.waitForProcessing(first.id, { pollInterval: 100,
 await refused(ConflictError, 409, () => client.post(`/jobs/${sent.mappings[0].job_id}/cancel`), { code: "job_ended" });
 const tooLarge = { file: await toFile(Buffer.alloc(9 << 20), "x"), ...named };
 await refused(OpenAI.APIError, 413, () => client.files.create(tooLarge), { code: "file_too_large", param: "file" });
+
+// A deleted file is gone at once; what became of its copies is told for good.
+await refused(PermissionDeniedError, 403, () => other.files.delete(created.id), { code: "permission_denied" });
+assert.deepEqual(await client.files.delete(created.id), { id: created.id, object: "file", deleted: true });
+await refused(NotFoundError, 404, () => client.files.delete(created.id), { code: "not_found", param: "file_id" });
+const deletion = await client.get(`/files/${created.id}/deletion`, { query: { wait: 30 } });
+assert.equal(deletion.status, "done");
+const swept = await client.post("/sweeps", { body: { all: true } });
+const over = await client.get(`/sweeps/${swept.id}`, { query: { wait: 60 } });
+assert.equal(over.status, "succeeded");
+assert.deepEqual(await collect(client.files.list()), []);
 console.log("ok");

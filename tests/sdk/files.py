@@ -173,4 +173,20 @@ try:
     raise AssertionError("a file over the limit was taken")
 except openai.APIStatusError as error:
     assert (error.status_code, error.code) == (413, "file_too_large"), error
+
+# A deleted file is gone at once; what became of its copies is told for good.
+refused(openai.PermissionDeniedError, lambda: other.files.delete(created.id), "permission_denied")
+gone = client.files.delete(created.id)
+assert (gone.id, gone.object, gone.deleted) == (created.id, "file", True), gone
+refused(openai.NotFoundError, lambda: client.files.delete(created.id), "not_found", "file_id")
+refused(openai.NotFoundError, lambda: client.files.content(created.id), "not_found", "file_id")
+assert created.id not in [file.id for file in client.files.list()]
+deletion = client.get(f"/files/{created.id}/deletion", cast_to=object, options={"params": {"wait": 30}})
+assert deletion["status"] == "done", deletion
+assert [copy["receipt"]["proof"] for copy in deletion["mappings"]] == ["deleted"] * 3, deletion
+
+swept = client.post("/sweeps", body={"purpose": "user_data", "created_before": 4_000_000_000}, cast_to=object)
+swept = client.get(f"/sweeps/{swept['id']}", cast_to=object, options={"params": {"wait": 60}})
+assert swept["status"] == "succeeded" and swept["counts"]["pending"] == 0, swept
+assert not [file for file in client.files.list() if file.purpose == "user_data"]
 print("ok")
