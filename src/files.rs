@@ -4,6 +4,7 @@ pub mod create;
 pub mod deletion;
 pub mod edits;
 pub mod purpose;
+pub mod spent;
 pub mod status;
 pub mod store;
 

@@ -37,7 +37,7 @@ async fn expire_files(app: &App) -> Result<usize, DbErr> {
     let mut count = 0;
     for _ in 0..MAX_CHUNKS {
         let now = app.clock.now();
-        let expired = files::store::expired(app.db.read(), now, CHUNK).await?;
+        let expired = files::deletion::store::expired(app.db.read(), now, CHUNK).await?;
         if expired.is_empty() {
             break;
         }

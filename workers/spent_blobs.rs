@@ -13,8 +13,8 @@ use crate::app::App;
 use crate::blobs::BlobKey;
 use crate::config::Keep;
 use crate::error::Error;
-use crate::files::store;
-use crate::files::store::Spent;
+use crate::files::spent;
+use crate::files::spent::Spent;
 use crate::ids::FileId;
 
 const EVERY: Duration = Duration::from_secs(5);
@@ -51,15 +51,15 @@ pub async fn run(app: App) {
 async fn of_deleted_files(app: &App) -> Result<(), Error> {
     let mut failed = 0;
     loop {
-        let spent = store::spent(app.db.scan(), failed, CHUNK).await?;
-        let found = spent.len();
-        let gone = delete(app, spent).await;
+        let files = spent::of_deleted(app.db.scan(), failed, CHUNK).await?;
+        let found = files.len();
+        let gone = delete(app, files).await;
         // What could not be deleted comes first again, and must not stand before all others.
         failed += u32::try_from(found - gone.len()).unwrap_or(u32::MAX);
         app.db
             .work(move |tx| {
                 let gone = gone.clone();
-                Box::pin(async move { store::forget_blobs(tx, &gone).await })
+                Box::pin(async move { spent::forget(tx, &gone).await })
             })
             .await?;
         if found < CHUNK as usize {
@@ -74,7 +74,7 @@ async fn of_carried_files(app: &App, kept: Duration) -> Result<(), Error> {
     let before = BlobKey::first_of(app.blobs.now().await?.before(kept));
     let mut after = String::new();
     loop {
-        let carried = Arc::new(store::carried(app.db.scan(), &after, &before, CHUNK).await?);
+        let carried = Arc::new(spent::of_carried(app.db.scan(), &after, &before, CHUNK).await?);
         let Some(last) = carried.last() else { return Ok(()) };
         after = last.blob_key.clone();
         let files = Arc::clone(&carried);
@@ -82,11 +82,11 @@ async fn of_carried_files(app: &App, kept: Duration) -> Result<(), Error> {
             .db
             .work(move |tx| {
                 let files = Arc::clone(&files);
-                Box::pin(async move { store::release_blobs(tx, &files).await })
+                Box::pin(async move { spent::release(tx, &files).await })
             })
             .await?;
-        let spent = carried.iter().filter(|file| released.contains(&file.id)).cloned().collect();
-        delete(app, spent).await;
+        let files = carried.iter().filter(|file| released.contains(&file.id)).cloned().collect();
+        delete(app, files).await;
     }
 }
 

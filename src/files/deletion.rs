@@ -5,6 +5,7 @@
 //! late (an upload that was under way, a copy that nobody knew of) finds the tombstone.
 
 pub mod receipts;
+pub mod store;
 
 use std::collections::HashMap;
 use std::collections::HashSet;
@@ -13,7 +14,6 @@ use std::time::Duration;
 use sea_orm::ConnectionTrait;
 use sea_orm::DbErr;
 
-use super::store;
 use crate::clock::Timestamp;
 use crate::events;
 use crate::events::Event;

@@ -8,16 +8,13 @@ use sea_orm::DbErr;
 use sea_orm::FromQueryResult;
 use sea_orm::Value;
 
-use super::Deletion;
 use super::FileStatus;
-use super::deletion::Buried;
 use crate::clock::Timestamp;
 use crate::db::is_postgres;
 use crate::db::placeholders;
 use crate::db::statement;
 use crate::ids::FileId;
 use crate::ids::JobId;
-use crate::ids::SweepId;
 use crate::ids::managed;
 use crate::jobs::Failure;
 use crate::jobs::JobStatus;
@@ -436,47 +433,6 @@ pub async fn final_among(
     rows.iter().map(|row| row.try_get("", "id")).collect()
 }
 
-/// Makes tombstones of these files, and answers those that were none before.
-pub async fn bury(
-    tx: &impl ConnectionTrait,
-    now: Timestamp,
-    ids: &[FileId],
-    sweep: Option<SweepId>,
-) -> Result<Vec<Buried>, DbErr> {
-    #[derive(FromQueryResult)]
-    struct Row {
-        id: FileId,
-        owner: String,
-    }
-    let sql = format!(
-        "UPDATE files SET status = 'deleted', status_details = NULL, deleted_at = $1, deletion = 'pending', \
-         sweep_id = $2 WHERE id IN ({}) AND deleted_at IS NULL RETURNING id, owner",
-        placeholders(3, ids.len())
-    );
-    let mut values: Vec<Value> = vec![now.0.into(), sweep.map(|id| id.0).into()];
-    values.extend(ids.iter().map(|id| Value::from(id.0)));
-    let rows = Row::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
-    let buried = rows.into_iter();
-    Ok(buried.map(|Row { id, owner }| Buried { id, owner, deletion: Deletion::Pending }).collect())
-}
-
-pub async fn set_deletion(
-    tx: &impl ConnectionTrait,
-    ids: &[FileId],
-    deletion: Deletion,
-) -> Result<(), DbErr> {
-    for chunk in ids.chunks(500) {
-        let sql = format!(
-            "UPDATE files SET deletion = $1 WHERE deleted_at IS NOT NULL AND id IN ({})",
-            placeholders(2, chunk.len())
-        );
-        let mut values: Vec<Value> = vec![deletion.as_str().into()];
-        values.extend(chunk.iter().map(|id| Value::from(id.0)));
-        tx.execute_raw(statement(tx, &sql, values)).await?;
-    }
-    Ok(())
-}
-
 /// Holds files until the transaction ends, in an order that is the same for all.
 pub async fn lock_all(tx: &impl ConnectionTrait, ids: &[FileId]) -> Result<(), DbErr> {
     if is_postgres(tx) && !ids.is_empty() {
@@ -485,111 +441,6 @@ pub async fn lock_all(tx: &impl ConnectionTrait, ids: &[FileId]) -> Result<(), D
             placeholders(1, ids.len())
         );
         let values: Vec<Value> = ids.iter().map(|id| id.0.into()).collect();
-        tx.execute_raw(statement(tx, &sql, values)).await?;
-    }
-    Ok(())
-}
-
-/// Holds a deleted file until the transaction ends, and answers how far its deletion is and the sweep that
-/// it is part of; none for a file that is not deleted.
-pub async fn lock_deletion(
-    tx: &impl ConnectionTrait,
-    id: FileId,
-) -> Result<Option<(Deletion, Option<SweepId>)>, DbErr> {
-    #[derive(FromQueryResult)]
-    struct Row {
-        deletion: String,
-        sweep_id: Option<SweepId>,
-    }
-    let lock = if is_postgres(tx) { "FOR NO KEY UPDATE" } else { "" };
-    let sql = format!(
-        "SELECT deletion, sweep_id FROM files WHERE id = $1 AND deletion IS NOT NULL {lock}"
-    );
-    let row = Row::find_by_statement(statement(tx, &sql, [id.0.into()])).one(tx).await?;
-    let Some(row) = row else { return Ok(None) };
-    Ok(Some((row.deletion.parse().map_err(DbErr::Type)?, row.sweep_id)))
-}
-
-/// Files that live no longer than until `now`, at most `limit`.
-pub async fn expired(
-    db: &impl ConnectionTrait,
-    now: Timestamp,
-    limit: u32,
-) -> Result<Vec<FileId>, DbErr> {
-    // By the database's clock too: one worker's may be an hour ahead.
-    let sql = format!(
-        "SELECT id FROM files WHERE deleted_at IS NULL AND expires_at IS NOT NULL AND expires_at <= $1 \
-         AND expires_at <= (SELECT {}) ORDER BY expires_at LIMIT $2",
-        crate::db::now(db)
-    );
-    let rows =
-        Id::find_by_statement(statement(db, &sql, [now.0.into(), limit.into()])).all(db).await?;
-    Ok(rows.into_iter().map(|row| row.id).collect())
-}
-
-#[derive(FromQueryResult)]
-struct Id {
-    id: FileId,
-}
-
-/// A file whose bytes nobody needs any more, and their key.
-#[derive(Clone, Debug, FromQueryResult)]
-pub struct Spent {
-    pub id: FileId,
-    pub blob_key: String,
-}
-
-/// Deleted files that still have bytes which no upload reads, the first deleted first but for those passed
-/// over; at most `limit`.
-pub async fn spent(
-    db: &impl ConnectionTrait,
-    passed_over: u32,
-    limit: u32,
-) -> Result<Vec<Spent>, DbErr> {
-    let sql = "SELECT id, blob_key FROM files WHERE deleted_at IS NOT NULL AND blob_key IS NOT NULL \
-               AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.file_id = files.id AND jobs.kind = 'upload_file' \
-               AND jobs.status = 'running') ORDER BY deleted_at, id LIMIT $1 OFFSET $2";
-    let values: [Value; 2] = [limit.into(), passed_over.into()];
-    Spent::find_by_statement(statement(db, sql, values)).all(db).await
-}
-
-/// Files that every model has, and whose blob keys sort below `before` and behind `after`: keys begin
-/// with the hour they were made in. At most `limit`.
-pub async fn carried(
-    db: &impl ConnectionTrait,
-    after: &str,
-    before: &str,
-    limit: u32,
-) -> Result<Vec<Spent>, DbErr> {
-    let sql = "SELECT id, blob_key FROM files WHERE blob_key > $1 AND blob_key < $2 AND blob_key IS NOT NULL \
-               AND status = 'processed' ORDER BY blob_key LIMIT $3";
-    let values: [Value; 3] = [after.into(), before.into(), limit.into()];
-    Spent::find_by_statement(statement(db, sql, values)).all(db).await
-}
-
-/// Takes the keys from files that every model has. Answers those that it took: their bytes can go. What is
-/// sent to one more model meanwhile keeps its own.
-pub async fn release_blobs(
-    tx: &impl ConnectionTrait,
-    files: &[Spent],
-) -> Result<Vec<FileId>, DbErr> {
-    let sql = format!(
-        "UPDATE files SET blob_key = NULL WHERE status = 'processed' AND id IN ({}) RETURNING id",
-        placeholders(1, files.len())
-    );
-    let values: Vec<Value> = files.iter().map(|file| file.id.0.into()).collect();
-    let rows = Id::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
-    Ok(rows.into_iter().map(|row| row.id).collect())
-}
-
-/// Forgets the keys of bytes that are deleted.
-pub async fn forget_blobs(tx: &impl ConnectionTrait, ids: &[FileId]) -> Result<(), DbErr> {
-    for chunk in ids.chunks(500) {
-        let sql = format!(
-            "UPDATE files SET blob_key = NULL WHERE id IN ({})",
-            placeholders(1, chunk.len())
-        );
-        let values: Vec<Value> = chunk.iter().map(|id| id.0.into()).collect();
         tx.execute_raw(statement(tx, &sql, values)).await?;
     }
     Ok(())
