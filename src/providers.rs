@@ -1,8 +1,9 @@
-//! Provider drivers: they carry files to one LLM provider, and translate and classify what it answers.
+//! Provider drivers: they carry files and batches to one LLM provider, and translate and classify what it answers.
 //!
 //! A driver knows HTTP and nothing of this program: no table, no job, no configuration. It does not
 //! retry, wait or remember. Shared plumbing is beside this file; one file per provider holds what differs.
 
+mod batch;
 mod error;
 mod http;
 mod multipart;
@@ -19,6 +20,10 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
+pub use self::batch::{
+    BatchPage, NewBatch, ProviderBatchId, RemoteBatch, RemoteBatchError, RemoteBatchState,
+    RemoteCounts,
+};
 pub use self::error::{ErrorKind, ProviderError};
 pub use self::http::BuildError;
 pub use self::upload::{SentWhole, Upload};
@@ -26,7 +31,7 @@ pub use self::upload::{SentWhole, Upload};
 /// Bytes on their way, never whole in memory.
 pub type ByteStream = BoxStream<'static, std::io::Result<Bytes>>;
 
-/// Carries files to one provider.
+/// Carries files and batches to one provider.
 ///
 /// The comments here are promises that every driver keeps. Every call ends by itself: waits and answers
 /// are bounded. Dropping a call's future ends it, and closes its connection if it was not answered yet.
@@ -59,6 +64,29 @@ pub trait Provider: Send + Sync {
 
     /// Succeeds when the file is already gone, so that a repeated delete is harmless.
     async fn delete_file(&self, id: &ProviderFileId) -> Result<Deleted, ProviderError>;
+
+    /// Creates a batch over a file that the provider holds.
+    ///
+    /// Not idempotent: a repeated call makes, and bills, a second one. An error says in
+    /// `outcome_unknown` whether the provider may have it all the same; a caller that drops the future
+    /// asks [`SentWhole`]. Ends within 60 s, whatever happens.
+    async fn create_batch(&self, batch: NewBatch) -> Result<RemoteBatch, ProviderError>;
+
+    /// What the provider says of one batch now.
+    async fn batch(&self, id: &ProviderBatchId) -> Result<RemoteBatch, ProviderError>;
+
+    /// One page of the batches that the credential sees, newest first, after `after`: whole or an error,
+    /// as [`Provider::list_files`].
+    async fn list_batches(
+        &self,
+        after: Option<&ProviderBatchId>,
+    ) -> Result<BatchPage, ProviderError>;
+
+    /// Asks the provider to stop a batch, and tells what the batch is afterwards.
+    ///
+    /// It may go on for a while as `Cancelling`. Cancelling one that has ended is no error: the answer is
+    /// what it ended as.
+    async fn cancel_batch(&self, id: &ProviderBatchId) -> Result<RemoteBatch, ProviderError>;
 
     /// Asks for something small that every account has: the provider answers, takes the key, and has
     /// what the other calls need. Changes nothing there.
@@ -140,6 +168,10 @@ pub struct Content {
 pub struct Capabilities {
     /// Whether a lost upload can be looked for in the provider's list.
     pub can_list_files: bool,
+    /// Whether a lost batch can be looked for in the provider's list.
+    pub can_list_batches: bool,
+    /// Whether the provider tells by itself that a batch has ended.
+    pub has_batch_events: bool,
     /// The largest file that one upload may carry.
     pub max_file_bytes: u64,
     /// The purposes whose content the provider gives back.

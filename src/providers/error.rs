@@ -11,7 +11,7 @@ use std::time::Duration;
 pub struct ProviderError {
     pub kind: ErrorKind,
     /// Whether the provider may have done what was asked all the same, so that repeating it could do it
-    /// twice. Only ever true for uploads: everything else may be repeated.
+    /// twice. Only ever true for uploads and for creating batches: everything else may be repeated.
     pub outcome_unknown: bool,
     pub message: String,
     pub http_status: Option<u16>,

@@ -9,6 +9,7 @@ mod observation;
 use std::pin::pin;
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Body, Client, Method, Request, Response, Url};
 use secrecy::SecretString;
@@ -17,11 +18,11 @@ use tokio::time::timeout;
 
 pub(super) use self::answer::Answer;
 pub use self::client::BuildError;
-use self::feed::Stopped;
+use self::feed::{Parcel, Stopped};
 use self::observation::Observation;
 use super::multipart::Form;
-use super::refusal::Refusal;
-use super::{ByteStream, ErrorKind, ProviderError, Upload};
+use super::refusal::{self, Refusal};
+use super::{ByteStream, ErrorKind, ProviderError, SentWhole, Upload};
 
 /// Enough for one object.
 pub(super) const MAX_OBJECT_BYTES: usize = 1 << 20;
@@ -35,11 +36,14 @@ pub(super) struct Limits {
     pub silence: Duration,
     /// For a whole JSON answer once it has begun, however lively it is.
     pub answer: Duration,
+    /// For a whole call that creates something out of JSON.
+    pub create: Duration,
 }
 
 impl Limits {
     pub fn of_silence(silence: Duration) -> Self {
-        Self { silence, answer: silence.saturating_mul(4).max(Duration::from_mins(1)) }
+        let minute = Duration::from_mins(1);
+        Self { silence, answer: silence.saturating_mul(4).max(minute), create: minute }
     }
 }
 
@@ -51,6 +55,9 @@ pub(super) struct Dialect {
     /// The header that names a call.
     pub request_id: &'static str,
 }
+
+/// What kind of error an answer is that is no success.
+pub(super) type Judge = fn(u16, &Refusal, Option<Duration>) -> ErrorKind;
 
 /// One provider, as its driver calls it.
 pub(super) struct Http {
@@ -105,7 +112,7 @@ impl Http {
     ) -> Result<Answer, ProviderError> {
         let observation = Observation::start(&self.provider, operation, &method);
         let result = match self.head(Request::new(method, url)).await {
-            Ok(response) => self.whole(response, max_bytes).await,
+            Ok(response) => self.whole(response, max_bytes, refusal::kind).await,
             Err(error) => Err(error),
         };
         observation.end(result.as_ref().map(|answer| answer.status));
@@ -124,7 +131,7 @@ impl Http {
         request.headers_mut().extend(headers);
         let result = match self.head(request).await {
             Ok(response) if response.status().is_success() => Ok(response),
-            Ok(response) => Err(self.refused(response).await),
+            Ok(response) => Err(self.refused(response, refusal::kind).await),
             Err(error) => Err(error),
         };
         observation.end(result.as_ref().map(Response::status));
@@ -149,7 +156,35 @@ impl Http {
     ) -> Result<Answer, ProviderError> {
         let observation = Observation::start(&self.provider, operation, &Method::POST);
         let sent = upload.sent.clone();
-        let result = self.exchange(url, form, upload).await;
+        let content_type = HeaderValue::from_str(&form.content_type)
+            .expect("a boundary consists of letters and digits");
+        let parcel = Parcel::of_form(form, upload);
+        let result = self.exchange(url, content_type, parcel, refusal::kind).await;
+        let result = result.map_err(|error| error.of_create(sent.is_set()));
+        observation.end(result.as_ref().map(|answer| answer.status));
+        result
+    }
+
+    /// Sends JSON that creates something, and reads the answer; all of it in bounded time.
+    ///
+    /// An error says truly whether the outcome is unknown.
+    pub async fn create(
+        &self,
+        operation: &'static str,
+        url: Url,
+        json: Bytes,
+        sent: SentWhole,
+        judge: Judge,
+    ) -> Result<Answer, ProviderError> {
+        let observation = Observation::start(&self.provider, operation, &Method::POST);
+        let content_type = HeaderValue::from_static("application/json");
+        let parcel = Parcel::of_bytes(json, sent.clone());
+        let limit = self.limits.create;
+        let result = timeout(limit, self.exchange(url, content_type, parcel, judge)).await;
+        let result = result.unwrap_or_else(|_| {
+            let message = format!("{} was not done within {limit:?}", self.provider);
+            Err(self.error(ErrorKind::Outage { retry_after: None }, None, &message))
+        });
         let result = result.map_err(|error| error.of_create(sent.is_set()));
         observation.end(result.as_ref().map(|answer| answer.status));
         result
@@ -158,13 +193,12 @@ impl Http {
     async fn exchange(
         &self,
         url: Url,
-        form: Form,
-        upload: Upload,
+        content_type: HeaderValue,
+        parcel: Parcel,
+        judge: Judge,
     ) -> Result<Answer, ProviderError> {
         let silence = self.limits.silence;
-        let length = form.length(upload.bytes);
-        let content_type = HeaderValue::from_str(&form.content_type)
-            .expect("a boundary consists of letters and digits");
+        let length = parcel.length;
 
         // The feed alone decides what the connection gets. Dropping this future drops the only sender,
         // and a body that ends before its declared length breaks the request off.
@@ -175,10 +209,10 @@ impl Http {
         request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
         *request.body_mut() = Some(Body::wrap_stream(feed::requested(receiver, length)));
 
-        let sent = upload.sent.clone();
+        let sent = parcel.sent.clone();
         let sent_bytes = observation::sent(&self.provider);
         let mut answer = pin!(self.client.execute(request));
-        let mut feed = pin!(feed::run(&sender, form, upload, silence, sent_bytes));
+        let mut feed = pin!(feed::run(&sender, parcel, silence, sent_bytes));
 
         // A provider may answer before it has read everything (413, 401). The feed then stands still but
         // stays in place, since ending it would close the connection under the answer.
@@ -197,14 +231,12 @@ impl Http {
         };
         let answered = match early {
             Some(answered) => answered,
-            None => timeout(silence, answer)
-                .await
-                .map_err(|_| self.silent("gave no answer to an upload"))?,
+            None => timeout(silence, answer).await.map_err(|_| self.silent("gave no answer"))?,
         };
         let response = answered.map_err(|error| self.lost(error))?;
-        let answer = self.whole(response, MAX_OBJECT_BYTES).await?;
+        let answer = self.whole(response, MAX_OBJECT_BYTES, judge).await?;
         if !sent.is_set() {
-            let reason = "before the upload was complete";
+            let reason = "before the request was complete";
             return Err(self.garbled(answer.status, answer.request_id, reason));
         }
         Ok(answer)
@@ -221,14 +253,19 @@ impl Http {
     }
 
     /// The whole answer if it is a success.
-    async fn whole(&self, response: Response, max_bytes: usize) -> Result<Answer, ProviderError> {
+    async fn whole(
+        &self,
+        response: Response,
+        max_bytes: usize,
+        judge: Judge,
+    ) -> Result<Answer, ProviderError> {
         let status = response.status();
         if !status.is_success() {
-            return Err(self.refused(response).await);
+            return Err(self.refused(response, judge).await);
         }
         let request_id = self.request_id(&response);
         let clock_ahead = failure::clock_ahead(response.headers());
-        let Limits { silence, answer } = self.limits;
+        let Limits { silence, answer, create: _ } = self.limits;
         match answer::read(response, max_bytes, silence, answer).await {
             Ok(body) => {
                 observation::received(&self.provider).increment(body.len() as u64);

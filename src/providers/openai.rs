@@ -1,4 +1,4 @@
-//! OpenAI: files. The reference that the other providers differ from.
+//! OpenAI: files and batches. The reference that the other providers differ from.
 
 mod wire;
 
@@ -15,17 +15,20 @@ use secrecy::{ExposeSecret, SecretString};
 use super::http::{Answer, BuildError, Dialect, Http, Limits, MAX_OBJECT_BYTES, MAX_PAGE_BYTES};
 use super::multipart::Form;
 use super::{
-    ByteRange, Capabilities, Contact, Content, Deleted, ErrorKind, Page, Provider, ProviderError,
-    ProviderFileId, RemoteFile, Upload,
+    BatchPage, ByteRange, Capabilities, Contact, Content, Deleted, ErrorKind, NewBatch, Page,
+    Provider, ProviderBatchId, ProviderError, ProviderFileId, RemoteBatch, RemoteBatchState,
+    RemoteFile, Upload, refusal,
 };
 
 static CAPABILITIES: Capabilities = Capabilities {
     can_list_files: true,
+    can_list_batches: true,
+    has_batch_events: true,
     max_file_bytes: 512 << 20,
     readable_purposes: &["batch", "batch_output", "fine-tune", "fine-tune-results"],
 };
 
-/// What `expires_after[seconds]` may be.
+/// What `expires_after[seconds]` may be, and `seconds` of `output_expires_after`.
 const SHORTEST_LIFE: Duration = Duration::from_hours(1);
 const LONGEST_LIFE: Duration = Duration::from_hours(30 * 24);
 
@@ -74,6 +77,35 @@ impl OpenAi {
         })
     }
 
+    fn batches(&self) -> Url {
+        self.http.url(&["batches"]).expect("`batches` is a plain segment")
+    }
+
+    fn batch_url(&self, id: &ProviderBatchId, rest: &[&str]) -> Result<Url, ProviderError> {
+        self.http.url(&[&["batches", &id.0], rest].concat()).ok_or_else(|| {
+            let message = format!("`{id}` cannot be the id of a batch");
+            self.http.error(ErrorKind::Rejected, None, &message)
+        })
+    }
+
+    fn read_batch(&self, answer: &Answer) -> Result<RemoteBatch, ProviderError> {
+        wire::batch(&answer.body, |text| self.http.presentable(text))
+            .ok_or_else(|| self.garbled(answer, "with something that is not a batch"))
+    }
+
+    /// The batch of an answer about `id`, and of no other.
+    fn batch_of(
+        &self,
+        answer: &Answer,
+        id: &ProviderBatchId,
+    ) -> Result<RemoteBatch, ProviderError> {
+        let batch = self.read_batch(answer)?;
+        if batch.id != *id {
+            return Err(self.garbled(answer, "with another batch than was asked for"));
+        }
+        Ok(batch)
+    }
+
     /// `reason` completes "openai answered 200 …".
     fn garbled(&self, answer: &Answer, reason: &str) -> ProviderError {
         self.http.garbled(answer.status, answer.request_id.clone(), reason)
@@ -86,7 +118,7 @@ impl Provider for OpenAi {
         let sent = upload.sent.clone();
         let mut fields = vec![("purpose", upload.purpose.clone())];
         if let Some(life) = upload.expires_after {
-            let life = life.clamp(SHORTEST_LIFE, LONGEST_LIFE);
+            let life = within_limits(life);
             fields.push(("expires_after[anchor]", "created_at".to_owned()));
             fields.push(("expires_after[seconds]", life.as_secs().to_string()));
         }
@@ -179,6 +211,57 @@ impl Provider for OpenAi {
         }
     }
 
+    async fn create_batch(&self, batch: NewBatch) -> Result<RemoteBatch, ProviderError> {
+        let sent = batch.sent.clone();
+        let json = wire::new_batch(&batch, batch.output_expires_after.map(within_limits));
+        let judge = refusal::kind_of_batch;
+        let url = self.batches();
+        let answer = self.http.create("create_batch", url, json, batch.sent, judge).await?;
+        self.read_batch(&answer).map_err(|error| error.of_create(sent.is_set()))
+    }
+
+    async fn batch(&self, id: &ProviderBatchId) -> Result<RemoteBatch, ProviderError> {
+        let url = self.batch_url(id, &[])?;
+        let answer = self.http.fetch("batch", Method::GET, url, MAX_OBJECT_BYTES).await?;
+        self.batch_of(&answer, id)
+    }
+
+    async fn list_batches(
+        &self,
+        after: Option<&ProviderBatchId>,
+    ) -> Result<BatchPage, ProviderError> {
+        let mut url = self.batches();
+        // The most that OpenAI gives; there is no other order than newest first.
+        url.query_pairs_mut().append_pair("limit", "100");
+        if let Some(after) = after {
+            url.query_pairs_mut().append_pair("after", &after.0);
+        }
+        let answer = self.http.fetch("list_batches", Method::GET, url, MAX_PAGE_BYTES).await?;
+        let page = wire::batch_page(&answer.body, |text| self.http.presentable(text))
+            .ok_or_else(|| self.garbled(&answer, "with something that is not a list of batches"))?;
+        // A server that does not know `after` would give the same page for ever.
+        if page.next.is_some() && page.next.as_ref() == after {
+            return Err(self.garbled(&answer, "with the same page of batches again"));
+        }
+        Ok(page)
+    }
+
+    async fn cancel_batch(&self, id: &ProviderBatchId) -> Result<RemoteBatch, ProviderError> {
+        let url = self.batch_url(id, &["cancel"])?;
+        let answer = self.http.fetch("cancel_batch", Method::POST, url, MAX_OBJECT_BYTES).await;
+        match answer {
+            Ok(answer) => self.batch_of(&answer, id),
+            // What it is told for cancelling what has ended: the batch itself knows better.
+            Err(refused) if matches!(refused.kind, ErrorKind::Rejected | ErrorKind::Conflict) => {
+                let batch = self.batch(id).await?;
+                let is_settled =
+                    batch.state.is_terminal() || batch.state == RemoteBatchState::Cancelling;
+                if is_settled { Ok(batch) } else { Err(refused) }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     async fn check(&self) -> Result<Contact, ProviderError> {
         let mut url = self.files();
         url.query_pairs_mut().append_pair("limit", "1");
@@ -192,6 +275,10 @@ impl Provider for OpenAi {
     fn capabilities(&self) -> &'static Capabilities {
         &CAPABILITIES
     }
+}
+
+fn within_limits(life: Duration) -> Duration {
+    life.clamp(SHORTEST_LIFE, LONGEST_LIFE)
 }
 
 /// None for a key that cannot be one, such as one with a line break from the file it was read from.

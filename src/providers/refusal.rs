@@ -31,6 +31,38 @@ pub(super) fn kind(status: u16, refusal: &Refusal, retry_after: Option<Duration>
     }
 }
 
+/// As [`kind`], of the creation of a batch: there, what is full is often told as too fast, or as wrong.
+///
+/// Work of ours ends some time, and only then there is room; a pause of seconds, as for speed, is no help.
+pub(super) fn kind_of_batch(
+    status: u16,
+    refusal: &Refusal,
+    retry_after: Option<Duration>,
+) -> ErrorKind {
+    let kind = kind(status, refusal, retry_after);
+    let names = [refusal.code.as_deref(), refusal.class.as_deref()];
+    match kind {
+        ErrorKind::OutOfMoney => kind,
+        _ if matches!(status, 400 | 429) && names.into_iter().flatten().any(names_room) => {
+            ErrorKind::Capacity
+        }
+        ErrorKind::RateLimited { retry_after: None } if !names_speed(refusal.code.as_deref()) => {
+            ErrorKind::Capacity
+        }
+        _ => kind,
+    }
+}
+
+fn names_room(name: &str) -> bool {
+    name == "token_limit_exceeded"
+        || name.starts_with("batch_enqueued_limit")
+        || name.starts_with("enqueued_token_limit")
+}
+
+fn names_speed(code: Option<&str>) -> bool {
+    matches!(code, Some("rate_limit_exceeded" | "slow_down"))
+}
+
 fn names_money(code: Option<&str>) -> bool {
     code.is_some_and(|code| {
         matches!(
@@ -43,8 +75,7 @@ fn names_money(code: Option<&str>) -> bool {
 
 /// The class decides only where no code says that it is about speed.
 fn out_of_quota(refusal: &Refusal) -> bool {
-    refusal.class.as_deref() == Some("insufficient_quota")
-        && !matches!(refusal.code.as_deref(), Some("rate_limit_exceeded" | "slow_down"))
+    refusal.class.as_deref() == Some("insufficient_quota") && !names_speed(refusal.code.as_deref())
 }
 
 #[cfg(test)]
@@ -119,6 +150,37 @@ mod tests {
                 class: class.map(str::to_owned),
             };
             assert_eq!(kind(status, &refusal, None), expected, "{status} {code:?} {class:?}");
+        }
+    }
+
+    #[test]
+    fn a_batch_that_finds_no_room_is_told_from_one_that_came_too_fast() {
+        let wait = Some(Duration::from_secs(7));
+        let asked = ErrorKind::RateLimited { retry_after: wait };
+        let table = [
+            (429, None, None, None, ErrorKind::Capacity),
+            (429, Some("something_new"), Some("tokens"), None, ErrorKind::Capacity),
+            (429, Some("something_new"), None, wait, asked),
+            (429, Some("rate_limit_exceeded"), None, None, RATE),
+            (429, Some("slow_down"), None, None, RATE),
+            (429, Some("token_limit_exceeded"), None, wait, ErrorKind::Capacity),
+            (400, Some("token_limit_exceeded"), None, None, ErrorKind::Capacity),
+            (400, Some("batch_enqueued_limit_reached"), None, None, ErrorKind::Capacity),
+            (400, None, Some("enqueued_token_limit_exceeded"), None, ErrorKind::Capacity),
+            (400, Some("invalid_value"), None, None, ErrorKind::Rejected),
+            (403, Some("token_limit_exceeded"), None, None, ErrorKind::CredentialRejected),
+            (429, Some("insufficient_quota"), None, None, ErrorKind::OutOfMoney),
+            (429, None, Some("insufficient_quota"), None, ErrorKind::OutOfMoney),
+            (503, Some("token_limit_exceeded"), None, None, OUTAGE),
+        ];
+        for (status, code, class, wait, expected) in table {
+            let refusal = Refusal {
+                message: None,
+                code: code.map(str::to_owned),
+                class: class.map(str::to_owned),
+            };
+            let kind = kind_of_batch(status, &refusal, wait);
+            assert_eq!(kind, expected, "{status} {code:?} {class:?} {wait:?}");
         }
     }
 }

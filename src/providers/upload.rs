@@ -26,7 +26,7 @@ pub struct Upload {
 /// Whether a request was handed to the connection to its last byte, so that the provider may have acted on it.
 ///
 /// The driver sets it just before it hands over that byte. A caller keeps a clone and reads it after it
-/// dropped the upload's future: from then on the answer does not change, since nothing but that future
+/// dropped the call's future: from then on the answer does not change, since nothing but that future
 /// hands bytes over.
 #[derive(Clone, Debug, Default)]
 pub struct SentWhole(Arc<AtomicBool>);

@@ -5,10 +5,9 @@ use std::time::{Duration, SystemTime};
 use reqwest::header::{DATE, HeaderMap};
 use reqwest::{Response, StatusCode};
 
-use super::Http;
 use super::answer::{self, Unread};
+use super::{Http, Judge};
 use crate::providers::redaction::presentable;
-use crate::providers::refusal;
 use crate::providers::retry_after::retry_after;
 use crate::providers::{ErrorKind, ProviderError};
 
@@ -18,6 +17,11 @@ const MAX_REFUSAL_BYTES: usize = 64 << 10;
 const OUTAGE: ErrorKind = ErrorKind::Outage { retry_after: None };
 
 impl Http {
+    /// `text` of this provider, fit to be stored and shown.
+    pub fn presentable(&self, text: &str) -> String {
+        presentable(text, &self.secret)
+    }
+
     /// An error of this provider.
     pub fn error(
         &self,
@@ -54,7 +58,7 @@ impl Http {
     }
 
     /// The error that an answer other than a success stands for.
-    pub(super) async fn refused(&self, response: Response) -> ProviderError {
+    pub(super) async fn refused(&self, response: Response, judge: Judge) -> ProviderError {
         let status = response.status();
         let request_id = self.request_id(&response);
         let wait = retry_after(response.headers(), wall_clock());
@@ -71,7 +75,7 @@ impl Http {
             None => " without saying why".to_owned(),
         };
         ProviderError {
-            kind: refusal::kind(status.as_u16(), &refusal, wait),
+            kind: judge(status.as_u16(), &refusal, wait),
             outcome_unknown: false,
             message: format!("{} answered {}{said}", self.provider, status.as_u16()),
             http_status: Some(status.as_u16()),

@@ -1,4 +1,4 @@
-//! Hands an upload to its connection piece by piece, and knows when the last piece goes.
+//! Hands a request's body to its connection piece by piece, and knows when the last piece goes.
 
 use std::io;
 use std::time::Duration;
@@ -9,13 +9,45 @@ use metrics::Counter;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::providers::Upload;
 use crate::providers::multipart::Form;
+use crate::providers::{ByteStream, SentWhole, Upload};
 
 /// Small enough that a slow connection takes a piece within any sensible limit of silence.
 const PIECE: usize = 64 << 10;
 
-/// Why an upload did not go out whole.
+/// The body of a request that creates something. Without its `tail` no server has a complete request.
+pub(super) struct Parcel {
+    head: Bytes,
+    file: ByteStream,
+    /// How many bytes `file` yields.
+    file_bytes: u64,
+    tail: Bytes,
+    /// Of all of it.
+    pub length: u64,
+    pub sent: SentWhole,
+}
+
+impl Parcel {
+    pub fn of_form(form: Form, upload: Upload) -> Self {
+        Self {
+            length: form.length(upload.bytes),
+            head: form.head,
+            file: upload.body,
+            file_bytes: upload.bytes,
+            tail: form.tail,
+            sent: upload.sent,
+        }
+    }
+
+    /// A body that is at hand. Its last byte stands alone, so that it can be told when that goes.
+    pub fn of_bytes(mut body: Bytes, sent: SentWhole) -> Self {
+        let length = body.len() as u64;
+        let tail = body.split_off(body.len().saturating_sub(1));
+        Self { head: body, file: stream::empty().boxed(), file_bytes: 0, tail, length, sent }
+    }
+}
+
+/// Why a request did not go out whole.
 pub(super) enum Stopped {
     /// Our own bytes failed; the message says how.
     Source(String),
@@ -27,12 +59,11 @@ pub(super) enum Stopped {
 
 /// Feeds head, file and tail to `sender`, whose channel holds one piece.
 ///
-/// The tail goes last and alone: without it no server has a complete request. It goes only when the file
+/// The tail goes last and alone. It goes only when the file
 /// ended with exactly as many bytes as declared, and when the connection has taken all before it.
 pub(super) async fn run(
     sender: &mpsc::Sender<Bytes>,
-    form: Form,
-    mut upload: Upload,
+    mut parcel: Parcel,
     silence: Duration,
     sent_bytes: Counter,
 ) -> Result<(), Stopped> {
@@ -46,11 +77,11 @@ pub(super) async fn run(
         permit.send(piece);
     };
 
-    hand_over(room().await?, form.head);
-    let mut missing = upload.bytes;
-    while let Some(mut chunk) = next(&mut upload, silence).await? {
+    hand_over(room().await?, parcel.head);
+    let mut missing = parcel.file_bytes;
+    while let Some(mut chunk) = next(&mut parcel.file, silence).await? {
         let Some(rest) = missing.checked_sub(chunk.len() as u64) else {
-            let declared = upload.bytes;
+            let declared = parcel.file_bytes;
             return Err(Stopped::Source(format!("the file holds more than its {declared} bytes")));
         };
         missing = rest;
@@ -60,20 +91,20 @@ pub(super) async fn run(
         }
     }
     if missing > 0 {
-        let declared = upload.bytes;
+        let declared = parcel.file_bytes;
         return Err(Stopped::Source(format!(
             "the file ended {missing} bytes short of its {declared}"
         )));
     }
     let permit = room().await?;
     // From here on the provider may act. No await is between these two, so neither happens alone.
-    upload.sent.set();
-    hand_over(permit, form.tail);
+    parcel.sent.set();
+    hand_over(permit, parcel.tail);
     Ok(())
 }
 
-async fn next(upload: &mut Upload, silence: Duration) -> Result<Option<Bytes>, Stopped> {
-    match timeout(silence, upload.body.next()).await {
+async fn next(file: &mut ByteStream, silence: Duration) -> Result<Option<Bytes>, Stopped> {
+    match timeout(silence, file.next()).await {
         Ok(Some(Ok(chunk))) => Ok(Some(chunk)),
         Ok(Some(Err(error))) => Err(Stopped::Source(format!("the file cannot be read: {error}"))),
         Ok(None) => Ok(None),
@@ -96,7 +127,7 @@ pub(super) fn requested(
                 Some((Ok(piece), Some((receiver, missing))))
             }
             None if missing == 0 => None,
-            None => Some((Err(io::Error::other("the upload was given up")), None)),
+            None => Some((Err(io::Error::other("the request was given up")), None)),
         }
     })
 }

@@ -31,7 +31,7 @@ fn settings(base_url: &str) -> Settings {
 }
 
 fn openai(server: &Server) -> OpenAi {
-    let limits = Limits { silence: SILENCE, answer: SILENCE * 2 };
+    let limits = Limits { silence: SILENCE, answer: SILENCE * 2, create: SILENCE * 3 };
     OpenAi::with_limits(settings(&server.base_url), limits).unwrap()
 }
 

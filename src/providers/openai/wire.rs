@@ -1,9 +1,12 @@
 //! OpenAI's JSON, read tolerantly: fields that are missing or of another type are left out, where they can be.
 
+mod batch;
+
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
+pub(super) use self::batch::{batch, batch_page, new_batch};
 use crate::providers::refusal::Refusal;
 use crate::providers::{Page, ProviderFileId, RemoteFile};
 
@@ -50,12 +53,7 @@ impl FileObject {
         };
         let bytes = match self.bytes {
             None => 0,
-            Some(Loose::Is(bytes))
-                if (0.0..=LARGEST_WHOLE).contains(&bytes) && bytes.fract() == 0.0 =>
-            {
-                bytes as u64
-            }
-            Some(_) => return None,
+            Some(bytes) => whole(bytes)?,
         };
         if self.id.is_empty() || !is_file {
             return None;
@@ -106,11 +104,6 @@ pub(super) fn refusal(body: &[u8]) -> Refusal {
     let Ok(Value::Object(body)) = serde_json::from_slice(body) else {
         return Refusal::default();
     };
-    let text = |value: Option<&Value>| match value {
-        Some(Value::String(text)) if !text.is_empty() => Some(text.clone()),
-        Some(Value::Number(number)) => Some(number.to_string()),
-        _ => None,
-    };
     match body.get("error") {
         Some(Value::Object(error)) => Refusal {
             message: text(error.get("message")),
@@ -126,6 +119,21 @@ pub(super) fn refusal(body: &[u8]) -> Refusal {
             class: text(body.get("type")),
         },
     }
+}
+
+/// A text, or a number where others write one.
+fn text(value: Option<&Value>) -> Option<String> {
+    match value {
+        Some(Value::String(text)) if !text.is_empty() => Some(text.clone()),
+        Some(Value::Number(number)) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+/// A count or a size.
+fn whole(value: Loose<f64>) -> Option<u64> {
+    let number = value.value()?;
+    ((0.0..=LARGEST_WHOLE).contains(&number) && number.fract() == 0.0).then_some(number as u64)
 }
 
 fn time(value: Option<Loose<f64>>) -> Option<i64> {
