@@ -206,6 +206,12 @@ impl Account {
         Lane::of_provider(&self.settings.name)
     }
 
+    /// The lanes of all jobs that call it.
+    pub fn lanes(&self) -> [Lane; 3] {
+        let name = &self.settings.name;
+        [self.lane(), Lane::watching(name), Lane::ingestion(name)]
+    }
+
     /// Tells one credential from another, so that a lane parked for one is let go with the next. It is
     /// a hash of a secret with much entropy, and is stored.
     pub fn credential(&self) -> String {

@@ -11,6 +11,7 @@ use crate::clock::Timestamp;
 use crate::db::is_postgres;
 use crate::db::placeholders;
 use crate::db::statement;
+use crate::ids::BatchId;
 use crate::ids::EventId;
 use crate::ids::FileId;
 use crate::ids::JobId;
@@ -25,6 +26,14 @@ pub enum EventKind {
     FileDeleted,
     /// It is gone at every provider, or somebody has to see to what is not.
     FilePurged,
+    BatchCreated,
+    BatchInProgress,
+    BatchFinalizing,
+    BatchCancelling,
+    BatchCompleted,
+    BatchFailed,
+    BatchExpired,
+    BatchCancelled,
     SweepCompleted,
     JobSucceeded,
     JobFailed,
@@ -39,6 +48,14 @@ impl EventKind {
             Self::FileFailed => "file.failed",
             Self::FileDeleted => "file.deleted",
             Self::FilePurged => "file.purged",
+            Self::BatchCreated => "batch.created",
+            Self::BatchInProgress => "batch.in_progress",
+            Self::BatchFinalizing => "batch.finalizing",
+            Self::BatchCancelling => "batch.cancelling",
+            Self::BatchCompleted => "batch.completed",
+            Self::BatchFailed => "batch.failed",
+            Self::BatchExpired => "batch.expired",
+            Self::BatchCancelled => "batch.cancelled",
             Self::SweepCompleted => "sweep.completed",
             Self::JobSucceeded => "job.succeeded",
             Self::JobFailed => "job.failed",
@@ -52,13 +69,17 @@ impl EventKind {
 pub struct Event {
     pub kind: EventKind,
     pub owner: String,
-    /// The file, job or sweep.
+    /// The file, batch, job or sweep.
     pub subject: Uuid,
 }
 
 impl Event {
     pub fn of_file(kind: EventKind, owner: &str, file: FileId) -> Self {
         Self { kind, owner: owner.to_owned(), subject: file.0 }
+    }
+
+    pub fn of_batch(kind: EventKind, owner: &str, batch: BatchId) -> Self {
+        Self { kind, owner: owner.to_owned(), subject: batch.0 }
     }
 
     pub fn of_job(kind: EventKind, owner: &str, job: JobId) -> Self {

@@ -68,6 +68,10 @@ minted_id! {
     BatchId, "batch_"
 }
 minted_id! {
+    /// A batch at one deployment, inside this program and its database.
+    RunId, "run_"
+}
+minted_id! {
     /// A change of state that was announced, `evt_…`.
     EventId, "evt_"
 }

@@ -21,6 +21,7 @@ use crate::ids::FileId;
 use crate::ids::JobId;
 use crate::ids::MappingId;
 use crate::ids::ReconciliationId;
+use crate::ids::RunId;
 use crate::ids::SweepId;
 pub use status::JobStatus;
 
@@ -30,6 +31,11 @@ pub enum Work {
     UploadFile(UploadFile),
     VerifyUpload(VerifyUpload),
     DeleteFile(DeleteFile),
+    SubmitBatch(SubmitBatch),
+    WatchBatch(WatchBatch),
+    CancelBatch(CancelBatch),
+    IngestBatch(IngestBatch),
+    MergeBatch(MergeBatch),
     Sweep(Sweep),
     Reconcile(Reconcile),
 }
@@ -56,6 +62,40 @@ pub struct DeleteFile {
     pub is_background: bool,
 }
 
+/// Creates a batch at one provider.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubmitBatch {
+    pub run_id: RunId,
+}
+
+/// Looks how the batches at one provider stand, each when it is due. There is one such job for a provider,
+/// for as long as a batch is open there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchBatch {
+    pub provider: String,
+}
+
+/// Asks one provider to stop a batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelBatch {
+    pub run_id: RunId,
+    /// A batch at the provider that no run has: one that was created although nobody waited for it any more.
+    #[serde(default)]
+    pub stray: Option<String>,
+}
+
+/// Fetches what a batch produced at one provider, and reads it line by line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IngestBatch {
+    pub run_id: RunId,
+}
+
+/// Writes the outputs of a batch's runs into one file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergeBatch {
+    pub batch_id: BatchId,
+}
+
 /// Deletes many files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sweep {
@@ -70,14 +110,29 @@ pub struct Reconcile {
 
 impl Work {
     /// The kinds that this version knows. Others, of a newer version, are left to it.
-    pub const KINDS: [&str; 5] =
-        ["upload_file", "verify_upload", "delete_file", "sweep", "reconcile"];
+    pub const KINDS: [&str; 10] = [
+        "upload_file",
+        "verify_upload",
+        "delete_file",
+        "submit_batch",
+        "watch_batch",
+        "cancel_batch",
+        "ingest_batch",
+        "merge_batch",
+        "sweep",
+        "reconcile",
+    ];
 
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::UploadFile(_) => "upload_file",
             Self::VerifyUpload(_) => "verify_upload",
             Self::DeleteFile(_) => "delete_file",
+            Self::SubmitBatch(_) => "submit_batch",
+            Self::WatchBatch(_) => "watch_batch",
+            Self::CancelBatch(_) => "cancel_batch",
+            Self::IngestBatch(_) => "ingest_batch",
+            Self::MergeBatch(_) => "merge_batch",
             Self::Sweep(_) => "sweep",
             Self::Reconcile(_) => "reconcile",
         }
@@ -93,7 +148,14 @@ impl Work {
     pub const fn rank(&self) -> i32 {
         match self {
             Self::DeleteFile(payload) if payload.is_background => 1,
-            Self::UploadFile(_) | Self::DeleteFile(_) | Self::Sweep(_) => 0,
+            Self::UploadFile(_)
+            | Self::DeleteFile(_)
+            | Self::SubmitBatch(_)
+            | Self::WatchBatch(_)
+            | Self::CancelBatch(_)
+            | Self::IngestBatch(_)
+            | Self::MergeBatch(_)
+            | Self::Sweep(_) => 0,
             Self::VerifyUpload(_) | Self::Reconcile(_) => 1,
         }
     }
@@ -108,6 +170,11 @@ impl Work {
             Self::UploadFile(payload) => serde_json::to_string(payload),
             Self::VerifyUpload(payload) => serde_json::to_string(payload),
             Self::DeleteFile(payload) => serde_json::to_string(payload),
+            Self::SubmitBatch(payload) => serde_json::to_string(payload),
+            Self::WatchBatch(payload) => serde_json::to_string(payload),
+            Self::CancelBatch(payload) => serde_json::to_string(payload),
+            Self::IngestBatch(payload) => serde_json::to_string(payload),
+            Self::MergeBatch(payload) => serde_json::to_string(payload),
             Self::Sweep(payload) => serde_json::to_string(payload),
             Self::Reconcile(payload) => serde_json::to_string(payload),
         }
@@ -123,6 +190,11 @@ impl Work {
             "upload_file" => serde_json::from_str(payload).map(Self::UploadFile),
             "verify_upload" => serde_json::from_str(payload).map(Self::VerifyUpload),
             "delete_file" => serde_json::from_str(payload).map(Self::DeleteFile),
+            "submit_batch" => serde_json::from_str(payload).map(Self::SubmitBatch),
+            "watch_batch" => serde_json::from_str(payload).map(Self::WatchBatch),
+            "cancel_batch" => serde_json::from_str(payload).map(Self::CancelBatch),
+            "ingest_batch" => serde_json::from_str(payload).map(Self::IngestBatch),
+            "merge_batch" => serde_json::from_str(payload).map(Self::MergeBatch),
             "sweep" => serde_json::from_str(payload).map(Self::Sweep),
             "reconcile" => serde_json::from_str(payload).map(Self::Reconcile),
             _ => Err(serde::de::Error::custom(format!(
@@ -132,7 +204,8 @@ impl Work {
     }
 }
 
-/// A lane: the jobs that share one limit. There is one for each provider, and one for sweeps.
+/// A lane: the jobs that share one limit. There is one for each provider, and others for our own work, so that
+/// neither waits for the other.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lane(pub String);
 
@@ -146,9 +219,29 @@ impl Lane {
         Self("sweeps".to_owned())
     }
 
-    /// The provider whose lane this is.
+    /// The lane of looking how the batches at a provider stand.
+    pub fn watching(provider: &str) -> Self {
+        Self(format!("watch:{provider}"))
+    }
+
+    /// The lane of fetching and reading what batches at a provider produced.
+    pub fn ingestion(provider: &str) -> Self {
+        Self(format!("ingest:{provider}"))
+    }
+
+    /// The lane of merging outputs, which needs no provider.
+    pub fn merges() -> Self {
+        Self("merges".to_owned())
+    }
+
+    /// Whether it is a provider's own: of what clients wait for there.
+    pub fn is_of_provider(&self) -> bool {
+        self.0.starts_with("provider:")
+    }
+
+    /// The provider that the jobs of this lane call.
     pub fn provider(&self) -> Option<&str> {
-        self.0.strip_prefix("provider:")
+        ["provider:", "watch:", "ingest:"].iter().find_map(|prefix| self.0.strip_prefix(prefix))
     }
 }
 
@@ -290,6 +383,11 @@ mod tests {
             Work::UploadFile(UploadFile { mapping_id: MappingId::mint() }),
             Work::VerifyUpload(VerifyUpload { mapping_id: MappingId::mint() }),
             Work::DeleteFile(DeleteFile { mapping_id: MappingId::mint(), is_background: true }),
+            Work::SubmitBatch(SubmitBatch { run_id: RunId::mint() }),
+            Work::WatchBatch(WatchBatch { provider: "openai".to_owned() }),
+            Work::CancelBatch(CancelBatch { run_id: RunId::mint(), stray: None }),
+            Work::IngestBatch(IngestBatch { run_id: RunId::mint() }),
+            Work::MergeBatch(MergeBatch { batch_id: BatchId::mint() }),
             Work::Sweep(Sweep { sweep_id: SweepId::mint() }),
             Work::Reconcile(Reconcile { reconciliation_id: ReconciliationId::mint() }),
         ];

@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod app;
+pub mod batches;
 pub mod blobs;
 pub mod cli;
 pub mod clock;
@@ -20,8 +21,10 @@ pub mod mappings;
 pub mod notices;
 pub mod owners;
 pub mod page;
+pub mod provider_events;
 pub mod providers;
 pub mod reconciliations;
+pub mod runs;
 pub mod sandbox;
 pub mod sweeps;
 pub mod telemetry;

@@ -7,6 +7,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use apalis::prelude::*;
+use sea_orm::DbErr;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -128,14 +129,26 @@ async fn drain(drain: Duration, held: Held, shutdown: CancellationToken, stop: C
 
 async fn open_lanes(app: &App) -> anyhow::Result<()> {
     for account in app.providers.iter() {
-        let (lane, credential) = (account.lane(), account.credential());
+        let (all, credential) = (account.lanes(), account.credential());
         app.db
             .work(move |tx| {
-                let (lane, credential) = (lane.clone(), credential.clone());
-                Box::pin(async move { lanes::open(tx, &lane, &credential).await })
+                let (all, credential) = (all.clone(), credential.clone());
+                Box::pin(async move {
+                    for lane in &all {
+                        lanes::open(tx, lane, &credential).await?;
+                    }
+                    Ok::<_, DbErr>(())
+                })
             })
             .await?;
     }
-    app.db.work(|tx| Box::pin(async move { lanes::ensure(tx, &Lane::sweeps()).await })).await?;
+    app.db
+        .work(|tx| {
+            Box::pin(async move {
+                lanes::ensure(tx, &Lane::sweeps()).await?;
+                lanes::ensure(tx, &Lane::merges()).await
+            })
+        })
+        .await?;
     Ok(())
 }

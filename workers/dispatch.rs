@@ -74,6 +74,28 @@ impl Drop for Slot {
     }
 }
 
+/// The lanes of our own work.
+fn own_lanes(app: &App) -> Vec<Serving> {
+    let concurrency = app.config.workers.concurrency.get() as usize;
+    let own = |lane, max_concurrency, slots| Serving {
+        lane,
+        limits: Limits { max_concurrency, requests_per_minute: None },
+        slots,
+        running: Arc::default(),
+    };
+    let mut lanes = vec![
+        own(Lane::sweeps(), u32::MAX, concurrency),
+        own(Lane::merges(), u32::MAX, concurrency),
+    ];
+    for account in app.providers.iter() {
+        let name = &account.settings.name;
+        lanes.push(own(Lane::watching(name), 1, 1));
+        let most = account.settings.max_concurrency.get();
+        lanes.push(own(Lane::ingestion(name), most, concurrency));
+    }
+    lanes
+}
+
 /// Claims jobs and hands them to apalis, until `stop`.
 pub struct Dispatcher {
     app: App,
@@ -125,12 +147,7 @@ impl Dispatcher {
                 running: Arc::default(),
             })
             .collect();
-        lanes.push(Serving {
-            lane: Lane::sweeps(),
-            limits: Limits { max_concurrency: u32::MAX, requests_per_minute: None },
-            slots: app.config.workers.concurrency.get() as usize,
-            running: Arc::default(),
-        });
+        lanes.extend(own_lanes(&app));
         Self {
             app,
             worker,
@@ -188,10 +205,11 @@ impl Dispatcher {
             }
             Some(_) => {}
         }
+        let due = self.lanes_to_enter().await?;
         let claiming = self.held.claiming().await;
         // The lease is counted from before the claim: by our own clock it ends early, never late.
         let claimed_at = Instant::now();
-        let round = self.claim().await?;
+        let round = self.claim(due).await?;
         let is_fruitless = round.claims.is_empty();
         let mut attempts = Vec::new();
         for (place, (claims, is_probe)) in round.claims {
@@ -237,13 +255,22 @@ impl Dispatcher {
         }
     }
 
-    async fn claim(&self) -> Result<Round, DbErr> {
-        let wanted: Arc<[(usize, Lane, Limits, usize)]> = self
-            .lanes
-            .iter()
-            .enumerate()
+    /// The providers' own lanes, and of the others, which are many and mostly empty, those with something due.
+    async fn lanes_to_enter(&self) -> Result<Vec<usize>, DbErr> {
+        let own = self.lanes.iter().filter(|serving| !serving.lane.is_of_provider());
+        let own: Vec<Lane> = own.map(|serving| serving.lane.clone()).collect();
+        let due = claims::due_lanes(self.app.db.read(), &own).await?;
+        let lanes = self.lanes.iter().enumerate().filter(|(_, serving)| {
+            serving.free() > 0 && (serving.lane.is_of_provider() || due.contains(&serving.lane))
+        });
+        Ok(lanes.map(|(place, _)| place).collect())
+    }
+
+    async fn claim(&self, places: Vec<usize>) -> Result<Round, DbErr> {
+        let wanted: Arc<[(usize, Lane, Limits, usize)]> = places
+            .into_iter()
+            .filter_map(|place| Some((place, self.lanes.get(place)?)))
             .map(|(place, serving)| (place, serving.lane.clone(), serving.limits, serving.free()))
-            .filter(|(_, _, _, free)| *free > 0)
             .collect();
         let (worker, lease) = (self.worker.clone(), self.times.lease);
         self.app

@@ -24,7 +24,10 @@ use crate::jobs::lanes;
 use crate::jobs::lanes::Patience;
 use crate::jobs::lanes::PauseReason;
 use crate::notices::Hint;
+use crate::provider_events;
 use crate::reconciliations;
+use crate::runs;
+use crate::runs::observation;
 use crate::sweeps;
 
 const EVERY: Duration = Duration::from_secs(60);
@@ -36,6 +39,8 @@ const CHUNK: u32 = 500;
 const MAX_CHUNKS: usize = 200;
 /// Who wants to resume a stream of events has this long.
 const EVENTS_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// OpenAI repeats an event for up to three days.
+const PROVIDER_EVENTS_KEPT: Duration = Duration::from_secs(4 * 24 * 3600);
 /// A blob that no row names and nobody has written to for this long is an orphan.
 const ORPHAN_AFTER: Duration = Duration::from_secs(3600);
 const ORPHANS_EVERY: u32 = 60;
@@ -55,6 +60,9 @@ pub async fn run(app: App) {
         }
         if let Err(error) = go_on_with_sweeps(&app).await {
             tracing::warn!(error = %error, "could not look for sweeps without a job");
+        }
+        if let Err(error) = watch_batches(&app).await {
+            tracing::warn!(error = %error, "could not look for batches that nobody watches");
         }
         if let Err(error) = reconcile(&app).await {
             tracing::warn!(error = %error, "could not plan reconciliations");
@@ -93,7 +101,7 @@ async fn fail_those_who_wait_in_vain(app: &App) -> Result<(), DbErr> {
 
 /// Jobs for a provider that is not configured any more: nobody claims them.
 async fn fail_those_whom_nobody_serves(app: &App) -> Result<(), DbErr> {
-    let served: Vec<_> = app.providers.iter().map(Account::lane).collect();
+    let served: Vec<_> = app.providers.iter().flat_map(Account::lanes).collect();
     for id in lanes::unserved(app.db.scan(), &served, PATIENCE).await? {
         let message = "its provider has not been configured for too long; configure it, then retry";
         fail(app, id, "provider_not_configured", message).await?;
@@ -147,6 +155,21 @@ async fn go_on_with_sweeps(app: &App) -> Result<(), DbErr> {
     Ok(())
 }
 
+/// Batches are watched until they end, whatever became of the job that did.
+async fn watch_batches(app: &App) -> Result<(), DbErr> {
+    for provider in runs::store::unwatched_providers(app.db.scan()).await? {
+        let (now, provider) = (app.clock.now(), Arc::<str>::from(provider));
+        app.db
+            .work_alone(move |tx| {
+                let provider = Arc::clone(&provider);
+                Box::pin(async move { observation::watch(tx, now, &provider).await })
+            })
+            .await?;
+        app.notices.hint(Hint::Work);
+    }
+    Ok(())
+}
+
 /// Plans what is due of comparing what the providers hold.
 async fn reconcile(app: &App) -> Result<(), Error> {
     let every = app.config.sweeps.reconcile_every;
@@ -186,6 +209,8 @@ async fn prune(app: &App) -> Result<(), DbErr> {
     let before = now.before(kept.failed_jobs);
     in_chunks(app, move |tx| Box::pin(reconciliations::store::prune(tx, before, CHUNK))).await?;
     in_chunks(app, move |tx| Box::pin(events::prune(tx, now.before(EVENTS_KEPT), CHUNK))).await?;
+    let before = now.before(PROVIDER_EVENTS_KEPT);
+    in_chunks(app, move |tx| Box::pin(provider_events::prune(tx, before, CHUNK))).await?;
     in_chunks(app, move |tx| Box::pin(idempotency::prune(tx, now, CHUNK))).await
 }
 

@@ -2,19 +2,25 @@
 
 mod attempt;
 mod backend;
+mod budget;
+mod cancel_batch;
 pub mod daemon;
 mod delete_file;
 mod dispatch;
 mod endings;
 mod expiry;
 mod held;
+mod ingest_batch;
 mod listing;
 mod maintenance;
+mod merge_batch;
 mod reaper;
 mod reconcile;
 mod registry;
 mod spent_blobs;
 mod strays;
+mod submit_batch;
 mod sweep;
 mod upload_file;
 mod verify_upload;
+mod watch_batch;

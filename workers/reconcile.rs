@@ -18,6 +18,7 @@ use super::attempt::Attempt;
 use super::attempt::Conclusion;
 use super::attempt::Done;
 use super::attempt::Effects;
+use super::budget;
 use super::listing::next_page;
 use super::strays;
 use crate::app::Account;
@@ -28,7 +29,6 @@ use crate::ids::ReconciliationId;
 use crate::jobs;
 use crate::jobs::Ending;
 use crate::jobs::Failure;
-use crate::jobs::lanes;
 use crate::jobs::leases;
 use crate::jobs::retry;
 use crate::mappings;
@@ -46,8 +46,6 @@ use crate::reconciliations::store::Expected;
 
 /// Pages of one list.
 const MAX_PAGES: usize = 10_000;
-/// How long to wait for the rate budget, between two looks at it.
-const BUDGET_PAUSE: Duration = Duration::from_millis(200);
 /// Mappings that are read at once.
 const CHUNK: u32 = 1000;
 /// Missing copies that one reconciliation looks into, and objects that it deletes. Of more, the rest is left
@@ -126,7 +124,7 @@ impl Pass<'_> {
     async fn compare(&mut self) -> Result<(), Conclusion> {
         let mut after = None;
         for _ in 0..MAX_PAGES {
-            self.spend().await?;
+            budget::spend(&self.attempt.app, self.account).await?;
             let page = next_page(self.account, after.as_ref()).await;
             let page = page.map_err(|error| Conclusion::of_error(&error))?;
             self.see(page.files).await?;
@@ -184,28 +182,6 @@ impl Pass<'_> {
         });
     }
 
-    /// Takes a call out of the lane's rate budget, and waits for it: the job itself has paid for one only.
-    async fn spend(&self) -> Result<(), Conclusion> {
-        let per_minute = self.account.settings.requests_per_minute.get();
-        loop {
-            let lane = self.account.lane();
-            let again_at: Result<_, DbErr> = self
-                .attempt
-                .app
-                .db
-                .work_alone(move |tx| {
-                    let lane = lane.clone();
-                    Box::pin(async move { lanes::spend(tx, &lane, per_minute).await })
-                })
-                .await;
-            match again_at {
-                Ok(None) => return Ok(()),
-                Ok(Some(_)) => tokio::time::sleep(BUDGET_PAUSE).await,
-                Err(error) => return Err(Conclusion::without_database(&error)),
-            }
-        }
-    }
-
     /// Deletes what nothing holds. It is judged once more in the transaction that condemns it.
     async fn remove_superfluous(&mut self) -> Result<(), Conclusion> {
         if self.is_dry_run {
@@ -242,7 +218,7 @@ impl Pass<'_> {
         let condemned = strays::condemn(self.attempt, &upload, found).await;
         let condemned = condemned.map_err(|error| Conclusion::without_database(&error))?;
         for stray in condemned.unwrap_or_default() {
-            self.spend().await?;
+            budget::spend(&self.attempt.app, self.account).await?;
             match strays::delete(self.attempt, self.account, &stray).await {
                 Ok(()) => self.report.deleted += 1,
                 Err(Conclusion::Failed {
@@ -326,7 +302,7 @@ impl Pass<'_> {
     async fn not_found(&self, copies: Vec<Expected>) -> Result<Vec<Expected>, Conclusion> {
         let mut gone = Vec::new();
         for copy in copies {
-            self.spend().await?;
+            budget::spend(&self.attempt.app, self.account).await?;
             let id = ProviderFileId(copy.provider_file_id.clone());
             match self.account.driver.file(&id).await {
                 Ok(_) => {}

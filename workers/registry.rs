@@ -11,11 +11,16 @@ use super::attempt::Attempt;
 use super::attempt::Conclusion;
 use super::attempt::Done;
 use super::attempt::Effects;
+use super::cancel_batch;
 use super::delete_file;
+use super::ingest_batch;
+use super::merge_batch;
 use super::reconcile;
+use super::submit_batch;
 use super::sweep;
 use super::upload_file;
 use super::verify_upload;
+use super::watch_batch;
 use crate::clock::Timestamp;
 use crate::ids::FileId;
 use crate::ids::JobId;
@@ -31,6 +36,11 @@ pub async fn run(attempt: &Attempt, work: &Work) -> Done {
         Work::UploadFile(payload) => upload_file::run(attempt, payload).await,
         Work::VerifyUpload(payload) => verify_upload::run(attempt, payload).await,
         Work::DeleteFile(payload) => delete_file::run(attempt, payload).await,
+        Work::SubmitBatch(payload) => submit_batch::run(attempt, payload).await,
+        Work::WatchBatch(payload) => watch_batch::run(attempt, payload).await,
+        Work::CancelBatch(payload) => cancel_batch::run(attempt, payload).await,
+        Work::IngestBatch(payload) => ingest_batch::run(attempt, payload).await,
+        Work::MergeBatch(payload) => merge_batch::run(attempt, payload).await,
         Work::Sweep(payload) => sweep::run(attempt, payload).await,
         Work::Reconcile(payload) => reconcile::run(attempt, payload).await,
     }
@@ -60,6 +70,10 @@ pub async fn ended_unseen(
         // It looks and deletes, and the next look sees what is left.
         Work::VerifyUpload(_) => Ok(()),
         Work::DeleteFile(payload) => delete_file::ended_unseen(tx, now, payload, ending).await,
+        Work::SubmitBatch(payload) => submit_batch::ended_unseen(tx, now, payload, ending).await,
+        Work::IngestBatch(payload) => ingest_batch::ended_unseen(tx, now, payload, ending).await,
+        // What was seen is written run by run, asking to stop twice is harmless, and half a merged file is an orphan.
+        Work::WatchBatch(_) | Work::CancelBatch(_) | Work::MergeBatch(_) => Ok(()),
         Work::Sweep(payload) => sweep::ended_unseen(tx, now, payload, ending).await,
         Work::Reconcile(payload) => reconcile::ended_unseen(tx, now, payload, ending).await,
     }

@@ -17,6 +17,8 @@ mod m20261123_000008_create_idempotency_keys;
 mod m20261127_000009_create_deletions;
 mod m20261127_000010_create_sweeps;
 mod m20261127_000011_create_reconciliations;
+mod m20261127_000012_create_batches;
+mod m20261127_000013_create_provider_events;
 
 /// The list of migrations, in the order in which they are applied.
 pub struct Migrator;
@@ -36,6 +38,8 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000009_create_deletions::Migration),
             Box::new(m20261127_000010_create_sweeps::Migration),
             Box::new(m20261127_000011_create_reconciliations::Migration),
+            Box::new(m20261127_000012_create_batches::Migration),
+            Box::new(m20261127_000013_create_provider_events::Migration),
         ]
     }
 }

@@ -1,5 +1,6 @@
 //! Claims: which jobs start next, and who may run them. A lane at a time, owners taking turns.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use rand::RngExt as _;
@@ -238,4 +239,21 @@ pub async fn next_due(db: &impl ConnectionTrait) -> Result<Due, DbErr> {
     );
     let due = Due::find_by_statement(statement(db, &sql, [])).one(db).await?;
     due.ok_or_else(|| DbErr::RecordNotFound("the database's clock".to_owned()))
+}
+
+/// Which of `lanes` have a job that is due: to enter one costs more than this for all of them.
+pub async fn due_lanes(db: &impl ConnectionTrait, lanes: &[Lane]) -> Result<HashSet<Lane>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        name: String,
+    }
+    let sql = format!(
+        "SELECT name FROM lanes WHERE name IN ({}) \
+         AND EXISTS (SELECT 1 FROM jobs WHERE lane = lanes.name AND {READY} AND run_at <= {})",
+        placeholders(1, lanes.len()),
+        due(db),
+    );
+    let values: Vec<Value> = lanes.iter().map(|lane| lane.0.clone().into()).collect();
+    let rows = Row::find_by_statement(statement(db, &sql, values)).all(db).await?;
+    Ok(rows.into_iter().map(|row| Lane(row.name)).collect())
 }

@@ -19,6 +19,8 @@ use crate::files::FileStatus;
 use crate::mappings;
 use crate::mappings::store::Certainty;
 use crate::reconciliations;
+use crate::runs;
+use crate::runs::submission;
 use crate::sweeps;
 
 /// Cancels a job that waits, and asks the worker of one that runs to stop.
@@ -29,6 +31,14 @@ pub async fn cancel(tx: &Transaction, now: Timestamp, job: &Job) -> Result<(), E
             message:
                 "what this sweep has taken must be deleted by its job; cancel the sweep itself"
                     .to_owned(),
+            retry_after: None,
+        });
+    }
+    if job.kind.ends_with("_batch") {
+        return Err(Error::Conflict {
+            code: "job_of_a_batch",
+            message: "what is at the provider has to be stopped too; cancel the batch itself"
+                .to_owned(),
             retry_after: None,
         });
     }
@@ -88,8 +98,22 @@ async fn give_up(
             };
             mappings::deletion::give_up(tx, now, &upload, failure).await
         }
+        Ok(Work::SubmitBatch(payload)) => {
+            let Some(run) = runs::store::find(tx, payload.run_id).await? else { return Ok(()) };
+            submission::abandon(tx, now, &run, submission::Certainty::Unchanged, failure).await
+        }
+        // The results are at the provider still: the job can be retried.
+        Ok(Work::IngestBatch(payload)) => {
+            runs::store::set_error(tx, payload.run_id, Some(failure)).await
+        }
         // A payload that cannot be read stands for nothing that could be given up.
-        Ok(Work::VerifyUpload(_)) | Err(_) => Ok(()),
+        Ok(
+            Work::VerifyUpload(_)
+            | Work::WatchBatch(_)
+            | Work::CancelBatch(_)
+            | Work::MergeBatch(_),
+        )
+        | Err(_) => Ok(()),
         Ok(Work::Sweep(payload)) => sweeps::fail(tx, now, payload.sweep_id, failure).await,
         Ok(Work::Reconcile(payload)) => {
             let id = payload.reconciliation_id;
@@ -130,6 +154,12 @@ pub async fn retry(tx: &Transaction, now: Timestamp, job: &Job) -> Result<(), Er
     let queued = store::requeue(tx, &[job.id]).await?;
     if queued.is_empty() {
         return Err(superseded());
+    }
+    if let Ok(Work::SubmitBatch(payload)) = Work::read(&job.kind, &job.payload) {
+        let run = runs::store::find(tx, payload.run_id).await?.ok_or_else(superseded)?;
+        if !submission::revive(tx, now, &run).await? {
+            return Err(superseded());
+        }
     }
     if let Ok(Work::Sweep(payload)) = Work::read(&job.kind, &job.payload)
         && !sweeps::store::reopen(tx, payload.sweep_id).await?

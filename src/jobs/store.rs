@@ -7,6 +7,7 @@ use sea_orm::Value;
 
 use super::Failure;
 use super::JobStatus;
+use super::Lane;
 use super::NewJob;
 use super::Progress;
 use crate::clock::Timestamp;
@@ -247,6 +248,21 @@ pub async fn hasten(tx: &impl ConnectionTrait, id: JobId) -> Result<(), DbErr> {
         now = db::now(tx)
     );
     tx.execute_raw(statement(tx, &sql, [id.0.into()])).await.map(|_| ())
+}
+
+/// Makes what rests in a lane due at once. `false` when there is no live job in it at all.
+pub async fn hasten_lane(tx: &impl ConnectionTrait, lane: &Lane) -> Result<bool, DbErr> {
+    let sql = format!(
+        "UPDATE jobs SET run_at = {now} WHERE lane = $1 AND status IN ('queued', 'retrying') AND run_at > {now}",
+        now = db::now(tx)
+    );
+    let hastened = tx.execute_raw(statement(tx, &sql, [lane.0.clone().into()])).await?;
+    if hastened.rows_affected() > 0 {
+        return Ok(true);
+    }
+    let sql = "SELECT 1 WHERE EXISTS (SELECT 1 FROM jobs WHERE lane = $1 AND status IN ('queued', 'retrying')) \
+               OR EXISTS (SELECT 1 FROM jobs WHERE lane = $1 AND status = 'running')";
+    Ok(tx.query_one_raw(statement(tx, sql, [lane.0.clone().into()])).await?.is_some())
 }
 
 /// Ends a job that waits as a dead letter. `false` when it does not wait (any more).

@@ -21,6 +21,7 @@ use crate::jobs::Lane;
 use crate::jobs::NewJob;
 use crate::jobs::VerifyUpload;
 use crate::jobs::Work;
+use crate::runs::submission;
 
 /// When a provider's list is looked at again after an upload with an unknown outcome: a proxy or a
 /// frozen worker may deliver the first request later.
@@ -41,7 +42,8 @@ pub async fn complete(
             store::adopt_stray(tx, &upload.provider, &copy.provider_file_id).await?;
             verify_later(tx, now, upload).await?;
         }
-        return files::create::settle(tx, now, upload.file_id, &upload.owner).await;
+        files::create::settle(tx, now, upload.file_id, &upload.owner).await?;
+        return submission::upload_ready(tx, now, upload).await;
     }
     // Its file was deleted meanwhile: the delete takes the copy.
     if deletion::upload_ended(tx, upload.id, Certainty::Unchanged, Some(copy)).await? {
@@ -98,7 +100,8 @@ pub async fn abandon(
     if is_unknown {
         verify_later(tx, now, upload).await?;
     }
-    files::create::settle(tx, now, upload.file_id, &upload.owner).await
+    files::create::settle(tx, now, upload.file_id, &upload.owner).await?;
+    submission::upload_failed(tx, now, upload, failure).await
 }
 
 /// Looks again at the times of [`LOOKS`], and deletes every copy but the mapping's.

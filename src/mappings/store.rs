@@ -114,6 +114,35 @@ pub async fn find_upload(
     Upload::find_by_statement(statement(db, sql, [id.0.into()])).one(db).await
 }
 
+/// A copy that a batch can run on, or not (yet).
+#[derive(Clone, Debug, FromQueryResult)]
+pub struct Target {
+    pub id: MappingId,
+    pub deployment_id: String,
+    pub model: String,
+    pub provider: String,
+    pub provider_model: String,
+    status: String,
+    error: Option<String>,
+}
+
+impl Target {
+    pub fn status(&self) -> Result<MappingStatus, DbErr> {
+        self.status.parse().map_err(DbErr::Type)
+    }
+
+    pub fn failure(&self) -> Option<Failure> {
+        self.error.as_deref().and_then(|error| serde_json::from_str(error).ok())
+    }
+}
+
+/// The copies of a file, in the order in which the client named the models.
+pub async fn targets(db: &impl ConnectionTrait, file: FileId) -> Result<Vec<Target>, DbErr> {
+    let sql = "SELECT id, deployment_id, model, provider, provider_model, status, error FROM mappings \
+               WHERE file_id = $1 ORDER BY position";
+    Target::find_by_statement(statement(db, sql, [file.0.into()])).all(db).await
+}
+
 /// The intent: written by the claim, so that it is on disk before the first byte leaves.
 pub async fn begin_uploads(tx: &impl ConnectionTrait, ids: &[MappingId]) -> Result<(), DbErr> {
     if ids.is_empty() {

@@ -244,7 +244,8 @@ pub async fn unserved(
         format!("AND lane NOT IN ({})", placeholders(1, served.len()))
     };
     let sql = format!(
-        "SELECT id FROM jobs WHERE status IN ('queued', 'retrying') AND lane LIKE 'provider:%' \
+        "SELECT id FROM jobs WHERE status IN ('queued', 'retrying') \
+         AND (lane LIKE 'provider:%' OR lane LIKE 'ingest:%') \
          AND run_at < {} - {} {others} LIMIT 100",
         db::now(db),
         patience.of_a_job()

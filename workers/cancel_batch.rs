@@ -1,0 +1,78 @@
+//! Asks one provider to stop a batch. What it answers is what the batch is; its end is seen by the watch.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sea_orm::DbErr;
+
+use super::attempt::Attempt;
+use super::attempt::Conclusion;
+use super::attempt::Done;
+use super::attempt::Effects;
+use super::registry::Nothing;
+use super::submit_batch::rhythm;
+use crate::clock::Timestamp;
+use crate::db::Transaction;
+use crate::jobs::CancelBatch;
+use crate::jobs::Ending;
+use crate::providers::ErrorKind;
+use crate::providers::ProviderBatchId;
+use crate::providers::RemoteBatch;
+use crate::runs::observation;
+use crate::runs::observation::Rhythm;
+use crate::runs::store;
+use crate::runs::store::Run;
+
+pub async fn run(attempt: &Attempt, payload: &CancelBatch) -> Done {
+    let nothing_done =
+        |conclusion| Done { conclusion, effects: Arc::new(Nothing) as Arc<dyn Effects> };
+    let run = match store::find(attempt.app.db.read(), payload.run_id).await {
+        Ok(Some(run)) => run,
+        Ok(None) => return nothing_done(Conclusion::Succeeded),
+        Err(error) => return nothing_done(Conclusion::without_database(&error)),
+    };
+    let id = match &payload.stray {
+        Some(stray) => Some(stray.clone()),
+        // It has ended there already, or was taken from the run to be submitted anew.
+        None => run.provider_batch_id.clone().filter(|_| matches!(run.outcome(), Ok(None))),
+    };
+    let Some(id) = id.map(ProviderBatchId) else { return nothing_done(Conclusion::Succeeded) };
+    let Some(account) = attempt.app.providers.get(&run.provider) else {
+        let message = format!("the provider `{}` is not configured any more", run.provider);
+        return nothing_done(Conclusion::transient("provider_not_configured", message));
+    };
+    let answer = tokio::select! {
+        answer = account.driver.cancel_batch(&id) => answer,
+        // Asking twice is harmless.
+        stop = attempt.lease.stopped() => return nothing_done(Conclusion::of_stop(stop)),
+    };
+    match answer {
+        Ok(batch) => {
+            tracing::info!(provider.name = %run.provider, provider.batch_id = %id, "asked to stop a batch");
+            let rhythm = rhythm(attempt);
+            let is_stray = payload.stray.is_some();
+            let effects = Asked { run, batch, rhythm, is_stray };
+            Done { conclusion: Conclusion::Succeeded, effects: Arc::new(effects) }
+        }
+        // What is not there need not be stopped; the watch sees to the rest.
+        Err(error) if error.kind == ErrorKind::NotFound => nothing_done(Conclusion::Succeeded),
+        Err(error) => nothing_done(Conclusion::of_error(&error)),
+    }
+}
+
+struct Asked {
+    run: Run,
+    batch: RemoteBatch,
+    rhythm: Rhythm,
+    is_stray: bool,
+}
+
+#[async_trait]
+impl Effects for Asked {
+    async fn write(&self, tx: &Transaction, now: Timestamp, ending: &Ending) -> Result<(), DbErr> {
+        if self.is_stray || *ending != Ending::Succeeded {
+            return Ok(());
+        }
+        observation::observe(tx, now, &self.run, &self.batch, &self.rhythm).await
+    }
+}

@@ -1,0 +1,280 @@
+//! Looks how the batches at one provider stand, each when its next look is due.
+//!
+//! Where many are due, pages of the provider's list serve all that are on them; where few are, each is asked for.
+//! When the next look is due lies in the run's row: the job itself remembers nothing, and rests until then.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rand::RngExt as _;
+use sea_orm::DbErr;
+
+use super::attempt::Attempt;
+use super::attempt::Conclusion;
+use super::attempt::Done;
+use super::attempt::Effects;
+use super::budget;
+use crate::app::Account;
+use crate::clock::Timestamp;
+use crate::db::Transaction;
+use crate::ids::JobId;
+use crate::ids::RunId;
+use crate::jobs;
+use crate::jobs::Ending;
+use crate::jobs::Lane;
+use crate::jobs::WatchBatch;
+use crate::jobs::lanes;
+use crate::jobs::leases;
+use crate::jobs::retry;
+use crate::jobs::retry::Verdict;
+use crate::notices::Hint;
+use crate::providers::ErrorKind;
+use crate::providers::ProviderBatchId;
+use crate::providers::ProviderError;
+use crate::providers::RemoteBatch;
+use crate::runs::observation;
+use crate::runs::observation::Rhythm;
+use crate::runs::store;
+use crate::runs::store::Run;
+
+/// Runs that are taken up at once.
+const MOST_DUE: u32 = 500;
+/// With more than this due, the list is read instead of each.
+const FEW: usize = 3;
+/// Pages of one list: of a hundred batches each, a million batches.
+const MAX_PAGES: usize = 10_000;
+/// Runs that changed, in one transaction.
+const CHUNK: usize = 20;
+/// How long to rest while the provider is not configured.
+const NOT_CONFIGURED_PAUSE: Duration = Duration::from_secs(60);
+
+pub async fn run(attempt: &Attempt, payload: &WatchBatch) -> Done {
+    let conclusion = tokio::select! {
+        conclusion = watch(attempt, &payload.provider) => conclusion,
+        // Whatever was seen is written, run by run.
+        stop = attempt.lease.stopped() => Conclusion::of_stop(stop),
+    };
+    let effects = Rest { provider: payload.provider.clone(), job: attempt.job.id };
+    Done { conclusion, effects: Arc::new(effects) }
+}
+
+async fn watch(attempt: &Attempt, provider: &str) -> Conclusion {
+    let Some(account) = attempt.app.providers.get(provider) else {
+        return Conclusion::Again { after: NOT_CONFIGURED_PAUSE, failure: None };
+    };
+    loop {
+        let due = match store::due(attempt.app.db.read(), provider, MOST_DUE).await {
+            Ok(due) => due,
+            Err(error) => return Conclusion::without_database(&error),
+        };
+        if due.is_empty() {
+            return match store::next_look(attempt.app.db.read(), provider).await {
+                Ok(None) => Conclusion::Succeeded,
+                Ok(Some(after)) => Conclusion::Again { after, failure: None },
+                Err(error) => Conclusion::without_database(&error),
+            };
+        }
+        if let Err(conclusion) = (Look { attempt, account }).at(due).await {
+            return conclusion;
+        }
+    }
+}
+
+struct Look<'a> {
+    attempt: &'a Attempt,
+    account: &'a Account,
+}
+
+impl Look<'_> {
+    async fn at(&self, due: Vec<Run>) -> Result<(), Conclusion> {
+        let can_list = self.account.driver.capabilities().can_list_batches;
+        let unseen = if can_list && due.len() > FEW { self.at_list(due).await? } else { due };
+        for run in unseen {
+            self.at_one(run).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the list until all that are due were on it. Answers those that were not.
+    async fn at_list(&self, due: Vec<Run>) -> Result<Vec<Run>, Conclusion> {
+        let mut unseen: HashMap<RunId, Run> = due.into_iter().map(|run| (run.id, run)).collect();
+        let mut after: Option<ProviderBatchId> = None;
+        for _ in 0..MAX_PAGES {
+            budget::spend(&self.attempt.app, self.account).await?;
+            let page = match self.account.driver.list_batches(after.as_ref()).await {
+                Ok(page) => page,
+                // The list is of no use, as where a page of it cannot be read: each is asked for.
+                Err(error) if !is_of_the_provider(&error) => break,
+                Err(error) => return Err(Conclusion::of_error(&error)),
+            };
+            for seen in self.see(page.batches).await? {
+                unseen.remove(&seen);
+            }
+            after = page.next;
+            if unseen.is_empty() || after.is_none() {
+                break;
+            }
+        }
+        Ok(unseen.into_values().collect())
+    }
+
+    async fn at_one(&self, run: Run) -> Result<(), Conclusion> {
+        let Some(id) = run.provider_batch_id.clone() else { return Ok(()) };
+        budget::spend(&self.attempt.app, self.account).await?;
+        match self.account.driver.batch(&ProviderBatchId(id)).await {
+            Ok(batch) => self.see(vec![batch]).await.map(|_| ()),
+            Err(error) if error.kind == ErrorKind::NotFound => {
+                self.write(vec![Seen::Missing(run)]).await
+            }
+            Err(error) if is_of_the_provider(&error) => Err(Conclusion::of_error(&error)),
+            // Something about this batch alone: the others are looked at all the same.
+            Err(error) => {
+                tracing::warn!(
+                    run.id = %run.id, provider.name = %run.provider, error.code = error.kind.code(),
+                    "could not look at a batch; trying again later: {}", error.message
+                );
+                let looks = run.looks_alike.saturating_add(1);
+                self.look_later(&[(run.id, self.rhythm().after(looks))]).await
+            }
+        }
+    }
+
+    /// Writes what the provider shows of batches, as far as they are runs of ours. Answers those.
+    async fn see(&self, batches: Vec<RemoteBatch>) -> Result<Vec<RunId>, Conclusion> {
+        let ids: Vec<String> = batches.iter().map(|batch| batch.id.0.clone()).collect();
+        let name = &self.account.settings.name;
+        let runs = store::of_provider_batches(self.attempt.app.db.read(), name, &ids).await;
+        let runs = runs.map_err(|error| Conclusion::without_database(&error))?;
+        let mut batches: HashMap<String, RemoteBatch> =
+            batches.into_iter().map(|batch| (batch.id.0.clone(), batch)).collect();
+        let seen = runs.iter().map(|run| run.id).collect();
+        let (mut alike, mut changed) = (Vec::new(), Vec::new());
+        for run in runs.into_iter().filter(|run| run.next_look_at.is_some()) {
+            let id = run.provider_batch_id.as_deref().unwrap_or_default();
+            let Some(batch) = batches.remove(id) else { continue };
+            if observation::looks_alike(&run, &batch) {
+                alike.push((run.id, self.rhythm().after(run.looks_alike.saturating_add(1))));
+            } else {
+                changed.push(Seen::Batch(run, batch));
+            }
+        }
+        if !alike.is_empty() {
+            self.look_later(&alike).await?;
+        }
+        // In one order for all who hold several batches.
+        changed.sort_by_key(|seen| seen.run().batch_id);
+        while !changed.is_empty() {
+            let rest = changed.split_off(changed.len().min(CHUNK));
+            self.write(std::mem::replace(&mut changed, rest)).await?;
+        }
+        Ok(seen)
+    }
+
+    fn rhythm(&self) -> Rhythm {
+        let batches = &self.attempt.app.config.batches;
+        Rhythm { poll: batches.poll, poll_max: batches.poll_max, jitter: rand::rng().random() }
+    }
+
+    async fn look_later(&self, runs: &[(RunId, Duration)]) -> Result<(), Conclusion> {
+        let (fence, runs): (_, Arc<[_]>) = (self.attempt.fence.clone(), runs.into());
+        let written: Result<bool, DbErr> = self
+            .attempt
+            .app
+            .db
+            .work(move |tx| {
+                let (fence, runs) = (fence.clone(), Arc::clone(&runs));
+                Box::pin(async move {
+                    if !leases::advance(tx, &fence).await? {
+                        return Ok(false);
+                    }
+                    store::look_later(tx, &runs).await?;
+                    Ok(true)
+                })
+            })
+            .await;
+        is_ours(written)
+    }
+
+    async fn write(&self, seen: Vec<Seen>) -> Result<(), Conclusion> {
+        let (fence, seen) = (self.attempt.fence.clone(), Arc::new(seen));
+        let (now, rhythm) = (self.attempt.app.clock.now(), self.rhythm());
+        let written: Result<bool, DbErr> = self
+            .attempt
+            .app
+            .db
+            .work_alone(move |tx| {
+                let (fence, seen) = (fence.clone(), Arc::clone(&seen));
+                Box::pin(async move {
+                    if !leases::advance(tx, &fence).await? {
+                        return Ok(false);
+                    }
+                    for seen in seen.iter() {
+                        match seen {
+                            Seen::Batch(run, batch) => {
+                                observation::observe(tx, now, run, batch, &rhythm).await?;
+                            }
+                            Seen::Missing(run) => {
+                                observation::missed(tx, now, run, &rhythm).await?
+                            }
+                        }
+                    }
+                    Ok(true)
+                })
+            })
+            .await;
+        self.attempt.app.notices.hint(Hint::Change);
+        self.attempt.app.notices.hint(Hint::Work);
+        is_ours(written)
+    }
+}
+
+enum Seen {
+    Batch(Run, RemoteBatch),
+    /// The provider does not know it.
+    Missing(Run),
+}
+
+impl Seen {
+    fn run(&self) -> &Run {
+        match self {
+            Self::Batch(run, _) | Self::Missing(run) => run,
+        }
+    }
+}
+
+fn is_ours(written: Result<bool, DbErr>) -> Result<(), Conclusion> {
+    match written {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Conclusion::HandedBack),
+        Err(error) => Err(Conclusion::without_database(&error)),
+    }
+}
+
+/// Whether an error speaks against the provider, and not against the one thing that was asked for.
+fn is_of_the_provider(error: &ProviderError) -> bool {
+    error.kind != ErrorKind::Garbled && matches!(retry::judge(error), Verdict::Lane(_))
+}
+
+/// What follows from the end of a watch.
+struct Rest {
+    provider: String,
+    job: JobId,
+}
+
+#[async_trait]
+impl Effects for Rest {
+    async fn write(&self, tx: &Transaction, now: Timestamp, ending: &Ending) -> Result<(), DbErr> {
+        leases::forget_deaths(tx, self.job).await?;
+        // Held, so that a batch that comes meanwhile is seen here, or sees that nobody watches.
+        lanes::enter(tx, &Lane::watching(&self.provider)).await?;
+        match (ending, store::next_look(tx, &self.provider).await?) {
+            (Ending::Succeeded, Some(_)) => observation::watch(tx, now, &self.provider).await,
+            (Ending::Retry { failure: None, .. }, Some(Duration::ZERO)) => {
+                jobs::store::hasten(tx, self.job).await
+            }
+            _ => Ok(()),
+        }
+    }
+}
