@@ -3,6 +3,7 @@
 
 mod admin;
 mod auth;
+mod batches;
 pub mod body;
 mod description;
 mod disposition;
@@ -54,6 +55,7 @@ impl FromRef<Api> for App {
 fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::default()
         .merge(files::routes())
+        .merge(batches::routes())
         .merge(jobs::routes())
         .merge(sweeps::routes())
         .merge(models::routes())

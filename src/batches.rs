@@ -23,6 +23,7 @@ use crate::files::store::Metadata;
 use crate::ids::BatchId;
 use crate::ids::FileId;
 use crate::ids::JobId;
+use crate::ids::managed::ManagedId;
 use crate::jobs;
 use crate::jobs::Lane;
 use crate::jobs::MergeBatch;
@@ -40,7 +41,6 @@ pub const MAX_ATTEMPTS: u32 = 1000;
 #[derive(Clone, Debug)]
 pub struct NewBatch {
     pub id: BatchId,
-    pub managed_id: String,
     pub owner: String,
     /// None where the provider's batch was made elsewhere, on a file that is not known here (yet).
     pub input_file_id: Option<FileId>,
@@ -52,6 +52,18 @@ pub struct NewBatch {
     pub output_expires_after: Option<i64>,
     pub is_imported: bool,
     pub request_id: Option<String>,
+}
+
+impl NewBatch {
+    /// Its managed id, which names the deployment where there is only one.
+    fn managed_id(&self, deployments: &[&str]) -> String {
+        let deployment_id = match deployments {
+            [one] => (*one).to_owned(),
+            _ => String::new(),
+        };
+        let batch = self.id.0.as_hyphenated().to_string();
+        ManagedId::Batch { deployment_id, batch }.encode()
+    }
 }
 
 /// A batch by its managed id, with its runs.

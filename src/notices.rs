@@ -23,6 +23,7 @@ use tokio::sync::SemaphorePermit;
 use tokio::sync::futures::OwnedNotified;
 use uuid::Uuid;
 
+use crate::batches;
 use crate::db::Db;
 use crate::events;
 use crate::events::Cursor;
@@ -243,7 +244,8 @@ impl Inner {
             let files = files::store::final_among(db.scan(), chunk).await?;
             let jobs = jobs::store::ended_among(db.scan(), chunk).await?;
             let sweeps = sweeps::store::ended_among(db.scan(), chunk).await?;
-            let ended = files.iter().chain(&jobs).chain(&sweeps);
+            let batches = batches::store::ended_among(db.scan(), chunk).await?;
+            let ended = files.iter().chain(&jobs).chain(&sweeps).chain(&batches);
             let waiters = self.lock_waiters();
             for waiters in ended.filter_map(|subject| waiters.get(subject)) {
                 waiters.notify.notify_waiters();

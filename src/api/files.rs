@@ -67,7 +67,16 @@ pub fn routes() -> OpenApiRouter<Api> {
 }
 
 /// A file that the caller may see. A deleted one is as if it had never been.
-async fn find(app: &App, caller: &Caller, id: &str) -> Result<FileView, Error> {
+/// A file of the caller's.
+///
+/// # Errors
+///
+/// When there is none of that id, or it is another owner's.
+pub async fn find(app: &App, caller: &Caller, id: &str) -> Result<FileView, Error> {
+    // PostgreSQL cannot even compare text with a NUL in it.
+    if id.contains('\0') {
+        return Err(Error::no_such("file", "file_id", id));
+    }
     let view = store::find(app.db.read(), id).await?;
     let view =
         view.filter(|view| view.file.deleted_at.is_none() || !caller.may_touch(&view.file.owner));

@@ -26,12 +26,14 @@ use super::parameters::Query;
 use super::wait;
 use super::wait::WaitParameter;
 use crate::app::App;
+use crate::batches;
 use crate::error::Error;
 use crate::files;
 use crate::ids::JobId;
 use crate::jobs;
 use crate::jobs::Failure;
 use crate::jobs::JobStatus;
+use crate::jobs::Lane;
 use crate::jobs::Progress;
 use crate::jobs::lanes::FOR_EVER;
 use crate::jobs::lanes::NOT_CONFIGURED;
@@ -61,8 +63,10 @@ struct JobObject {
     #[schema(schema_with = is_job)]
     object: &'static str,
     /// What it does: `upload_file` carries a file to a deployment, `verify_upload` looks for copies that an
-    /// upload with an unknown outcome left, `delete_file` deletes a copy, `sweep` deletes many
-    /// files, `reconcile` compares a provider's list with what is known here. Newer versions know more.
+    /// upload with an unknown outcome left, `delete_file` deletes a copy, `submit_batch` creates a batch at its
+    /// provider, `watch_batch` looks how the batches at one provider stand, `cancel_batch` asks it to stop one,
+    /// `ingest_batch` fetches and reads what one produced, `merge_batch` writes the outputs of several runs into one
+    /// file, `sweep` deletes many files, `reconcile` compares a provider's list with what is known here. Newer versions know more.
     kind: String,
     #[schema(schema_with = job_status)]
     status: String,
@@ -112,7 +116,7 @@ fn statuses() -> Object {
 impl JobObject {
     fn new(app: &App, job: Job) -> Self {
         let waits = matches!(job.status(), Ok(JobStatus::Queued | JobStatus::Retrying));
-        let provider = job.lane.strip_prefix("provider:").map(str::to_owned);
+        let provider = Lane(job.lane.clone()).provider().map(str::to_owned);
         let is_served = provider.as_ref().is_none_or(|name| app.providers.get(name).is_some());
         let blocked_by =
             if is_served { job.pause_reason.clone() } else { Some(NOT_CONFIGURED.to_owned()) };
@@ -132,7 +136,7 @@ impl JobObject {
             started_at: job.started_at.map(|at| at.unix_seconds()),
             finished_at: job.finished_at.map(|at| at.unix_seconds()),
             file_id: job.managed_file_id,
-            batch_id: job.batch_id.map(|id| id.to_string()),
+            batch_id: job.managed_batch_id,
             model: job.model,
             request_id: job.request_id,
             blocked_by: blocked_by.filter(|_| waits),
@@ -164,7 +168,7 @@ struct ListQuery {
     kind: Option<String>,
     /// Only the jobs of this file.
     file_id: Option<String>,
-    /// Only the jobs of this batch. There are no batches yet, so whatever it names is not there.
+    /// Only the jobs of this batch.
     batch_id: Option<String>,
 }
 
@@ -218,7 +222,12 @@ async fn list(
         filter.file_id = Some(id);
     }
     if let Some(batch) = query.batch_id {
-        return Err(Error::no_such("batch", "batch_id", &batch));
+        let found = batches::store::find(app.db.read(), &batch).await?;
+        let found = found.ok_or_else(|| Error::no_such("batch", "batch_id", &batch))?;
+        if !caller.may_touch(&found.owner) {
+            return Err(Error::foreign(&caller.owner, "batch", &batch));
+        }
+        filter.batch_id = Some(found.id);
     }
     let jobs = store::list(app.db.scan(), &caller.scope(), &filter, &page).await?;
     let jobs = jobs.into_iter().map(|job| JobObject::new(&app, job)).collect();

@@ -62,7 +62,8 @@ pub async fn create(
     for target in &targets {
         check(target)?;
     }
-    store::insert(tx, now, new).await?;
+    let deployments: Vec<_> = targets.iter().map(|target| target.deployment_id.as_str()).collect();
+    store::insert(tx, now, new, &new.managed_id(&deployments)).await?;
     let mut queued = Vec::new();
     for (position, target) in (0..).zip(&targets) {
         let id = RunId::mint();

@@ -45,7 +45,7 @@ pub async fn import(
             retry_after: None,
         });
     }
-    store::insert(tx, now, new).await?;
+    store::insert(tx, now, new, &new.managed_id(&[&deployment.deployment_id])).await?;
     let run = NewRun {
         id: RunId::mint(),
         position: 0,

@@ -25,6 +25,7 @@ pub async fn insert(
     tx: &impl ConnectionTrait,
     now: Timestamp,
     batch: &NewBatch,
+    managed_id: &str,
 ) -> Result<(), DbErr> {
     let metadata = batch.metadata.as_ref().map(serde_json::to_string).transpose();
     let sql = "INSERT INTO batches (id, managed_id, managed_id_hash, owner, input_file_id, input_file, endpoint, \
@@ -32,8 +33,8 @@ pub async fn insert(
                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'validating', $12, $13)";
     let values: [Value; 13] = [
         batch.id.0.into(),
-        batch.managed_id.clone().into(),
-        managed::hash(&batch.managed_id).into(),
+        managed_id.into(),
+        managed::hash(managed_id).into(),
         batch.owner.clone().into(),
         batch.input_file_id.map(|id| id.0).into(),
         batch.input_file.clone().into(),

@@ -44,6 +44,8 @@ pub struct Job {
     pub finished_at: Option<Timestamp>,
     /// The managed id of `file_id`.
     pub managed_file_id: Option<String>,
+    /// The managed id of `batch_id`.
+    pub managed_batch_id: Option<String>,
     /// Why the lane stands still, and until when, for a job that waits.
     pub pause_reason: Option<String>,
     pub paused_until: Option<Timestamp>,
@@ -66,8 +68,9 @@ impl Job {
 const SELECT: &str = "SELECT jobs.id, jobs.kind, jobs.lane, jobs.owner, jobs.status, jobs.payload, jobs.attempt, \
      jobs.max_attempts, jobs.run_at, jobs.error, jobs.progress, jobs.file_id, jobs.batch_id, jobs.model, \
      jobs.request_id, jobs.created_at, jobs.started_at, jobs.finished_at, \
-     files.managed_id AS managed_file_id, lanes.pause_reason, lanes.paused_until \
-     FROM jobs LEFT JOIN files ON files.id = jobs.file_id LEFT JOIN lanes ON lanes.name = jobs.lane";
+     files.managed_id AS managed_file_id, batches.managed_id AS managed_batch_id, lanes.pause_reason, \
+     lanes.paused_until FROM jobs LEFT JOIN files ON files.id = jobs.file_id \
+     LEFT JOIN batches ON batches.id = jobs.batch_id LEFT JOIN lanes ON lanes.name = jobs.lane";
 
 /// Writes jobs, ready to be claimed after their delay.
 ///

@@ -326,7 +326,11 @@ impl Fields {
 }
 
 /// At most 16 pairs, keys of at most 64 characters, values of at most 512: OpenAI's limits.
-fn check_metadata(metadata: &Metadata) -> Result<(), Error> {
+///
+/// # Errors
+///
+/// Names the pair that is over them.
+pub fn check_metadata(metadata: &Metadata) -> Result<(), Error> {
     if metadata.len() > 16 {
         return Err(Error::invalid(
             "metadata",
