@@ -8,6 +8,8 @@ mod filter;
 pub mod status;
 pub mod store;
 
+use std::collections::HashSet;
+
 use sea_orm::ConnectionTrait;
 use sea_orm::DbErr;
 
@@ -17,6 +19,8 @@ pub use self::status::SweepStatus;
 use self::store::Found;
 use self::store::Sweep;
 use self::store::SweepLane;
+use self::store::Taken;
+use crate::batches;
 use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::events;
@@ -25,6 +29,7 @@ use crate::events::EventKind;
 use crate::files;
 use crate::files::Deletion;
 use crate::files::deletion::Order;
+use crate::ids::FileId;
 use crate::ids::JobId;
 use crate::ids::SweepId;
 use crate::jobs;
@@ -92,14 +97,17 @@ pub async fn take(
     sweep: &Sweep,
     found: &Found,
 ) -> Result<bool, DbErr> {
-    let (matched, done) = if sweep.is_dry_run {
-        (found.files.len(), 0)
+    let taken = if sweep.is_dry_run {
+        let skipped = in_use(tx, &found.files).await?;
+        Taken { matched: found.files.len(), done: 0, skipped }
     } else {
         let buried = files::deletion::delete(tx, now, &found.files, &order(sweep)).await?;
+        // Held by now: none of them can come into use any more.
+        let skipped = in_use(tx, &found.files).await?;
         let done = buried.iter().filter(|file| file.deletion == Deletion::Done).count();
-        (buried.len(), done)
+        Taken { matched: buried.len() + skipped, done, skipped }
     };
-    if !store::took(tx, now, sweep.id, (matched, done), found).await? {
+    if !store::took(tx, now, sweep.id, &taken, found).await? {
         return Ok(false);
     }
     if !sweep.is_dry_run {
@@ -112,9 +120,16 @@ pub async fn take(
     Ok(true)
 }
 
+/// How many of these files an unfinished batch runs on.
+async fn in_use(tx: &impl ConnectionTrait, files: &[FileId]) -> Result<usize, DbErr> {
+    let open = batches::store::open_on(tx, files).await?;
+    let used: HashSet<FileId> = open.into_iter().map(|(file, _, _)| file).collect();
+    Ok(used.len())
+}
+
 fn order(sweep: &Sweep) -> Order {
     let (sweep_id, request_id) = (Some(sweep.id), sweep.request_id.clone());
-    Order { sweep_id, request_id, is_background: true }
+    Order { sweep_id, request_id, is_background: true, even_in_use: false }
 }
 
 /// Queues the next deletes at one provider, if it has room for them. Answers how many.

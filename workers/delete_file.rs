@@ -18,6 +18,7 @@ use super::strays;
 use crate::app::Account;
 use crate::clock::Timestamp;
 use crate::db::Transaction;
+use crate::files::Purpose;
 use crate::ids::FileId;
 use crate::jobs::DeleteFile;
 use crate::jobs::Ending;
@@ -32,11 +33,12 @@ use crate::mappings::store;
 use crate::mappings::store::Upload;
 use crate::providers::ErrorKind;
 use crate::providers::ProviderFileId;
+use crate::runs;
 
 /// How long a delete is tried before somebody has to look at it.
 pub const PATIENCE: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How long to wait for the end of an upload, if nothing says earlier that it has ended.
-const UPLOAD_PAUSE: Duration = Duration::from_secs(10);
+/// How long to wait for the end of an upload, if nothing says earlier that it has ended, or of a batch.
+const NEEDED_PAUSE: Duration = Duration::from_secs(10);
 
 pub async fn run(attempt: &Attempt, payload: &DeleteFile) -> Done {
     let nothing_done = |conclusion| Done { conclusion, effects: Arc::new(Nothing) };
@@ -56,10 +58,10 @@ pub async fn run(attempt: &Attempt, payload: &DeleteFile) -> Done {
     if upload.status().is_ok_and(|status| status != MappingStatus::Deleting) {
         return nothing_done(Conclusion::Succeeded);
     }
-    match deletion::is_uploading(app.db.read(), upload.id).await {
+    match is_needed(attempt, &upload).await {
         Ok(false) => {}
         Ok(true) => {
-            return nothing_done(Conclusion::Again { after: UPLOAD_PAUSE, failure: None });
+            return nothing_done(Conclusion::Again { after: NEEDED_PAUSE, failure: None });
         }
         Err(error) => return nothing_done(Conclusion::without_database(&error)),
     }
@@ -75,6 +77,14 @@ pub async fn run(attempt: &Attempt, payload: &DeleteFile) -> Done {
     };
     let effects = Deleted { upload, receipt: outcome.receipt, looked: outcome.looked };
     Done { conclusion, effects: Arc::new(effects) }
+}
+
+/// Whether it is still being uploaded, or a batch that was cancelled has not stopped reading it.
+async fn is_needed(attempt: &Attempt, upload: &Upload) -> Result<bool, DbErr> {
+    let db = attempt.app.db.read();
+    Ok(deletion::is_uploading(db, upload.id).await?
+        || (upload.purpose == Purpose::Batch.as_str()
+            && runs::store::is_in_use(db, upload.id).await?))
 }
 
 fn given_up(failure: Failure, verdict: Verdict) -> Conclusion {

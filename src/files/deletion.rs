@@ -14,6 +14,7 @@ use std::time::Duration;
 use sea_orm::ConnectionTrait;
 use sea_orm::DbErr;
 
+use crate::batches;
 use crate::clock::Timestamp;
 use crate::events;
 use crate::events::Event;
@@ -73,6 +74,8 @@ pub struct Order {
     pub request_id: Option<String>,
     /// Nobody waits for it in particular.
     pub is_background: bool,
+    /// Also what an unfinished batch runs on, which was cancelled before. Otherwise that is passed over.
+    pub even_in_use: bool,
 }
 
 /// A file that was deleted just now.
@@ -83,7 +86,8 @@ pub struct Buried {
     pub deletion: Deletion,
 }
 
-/// Deletes these files; those that are deleted already are passed over. Answers what it deleted.
+/// Deletes these files; those that are deleted already, or that an unfinished batch runs on, are passed over.
+/// Answers what it deleted.
 ///
 /// # Errors
 ///
@@ -109,7 +113,15 @@ async fn delete_chunk(
 ) -> Result<Vec<Buried>, DbErr> {
     // In the order in which the end of an upload takes them, so that the two never wait for each other.
     mappings::deletion::lock(tx, ids).await?;
-    let mut buried = store::bury(tx, now, ids, order.sweep_id).await?;
+    let mut ids = ids.to_vec();
+    if !order.even_in_use {
+        let used = batches::store::open_on(tx, &ids).await?;
+        ids.retain(|id| !used.iter().any(|(file, _, _)| file == id));
+    }
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut buried = store::bury(tx, now, &ids, order.sweep_id).await?;
     if buried.is_empty() {
         return Ok(buried);
     }

@@ -191,29 +191,40 @@ pub async fn next_files(
     Ok(Found { files, behind, is_last })
 }
 
+/// What a sweep has come to with some of its files.
+#[derive(Clone, Copy, Debug)]
+pub struct Taken {
+    pub matched: usize,
+    /// Gone at every provider already: no copy of them was there.
+    pub done: usize,
+    /// In use by an unfinished batch.
+    pub skipped: usize,
+}
+
 /// Counts what was taken, and how far that is. `false` when the sweep takes no more.
 pub async fn took(
     tx: &impl ConnectionTrait,
     now: Timestamp,
     id: SweepId,
-    (matched, done): (usize, usize),
+    taken: &Taken,
     found: &Found,
 ) -> Result<bool, DbErr> {
     let sql = "UPDATE sweeps SET status = CASE WHEN status = 'queued' THEN 'running' ELSE status END, \
                started_at = COALESCE(started_at, $2), matched = matched + $3, deleted = deleted + $4, \
-               matched_to = COALESCE($5, matched_to), is_matched = $6 WHERE id = $1 AND NOT is_matched";
+               matched_to = COALESCE($5, matched_to), is_matched = $6, skipped = skipped + $7 WHERE id = $1 AND NOT is_matched";
     let sql = if is_postgres(tx) {
         sql.replace("$2", "$2::bigint").replace("$5", "$5::uuid").replace("$6", "$6::boolean")
     } else {
         sql.to_owned()
     };
-    let values: [Value; 6] = [
+    let values: [Value; 7] = [
         id.0.into(),
         now.0.into(),
-        (matched as i64).into(),
-        (done as i64).into(),
+        (taken.matched as i64).into(),
+        (taken.done as i64).into(),
         found.behind.map(|id| id.0).into(),
         found.is_last.into(),
+        (taken.skipped as i64).into(),
     ];
     Ok(tx.execute_raw(statement(tx, &sql, values)).await?.rows_affected() == 1)
 }

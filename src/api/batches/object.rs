@@ -83,7 +83,6 @@ struct BatchErrors {
 
 /// One reason.
 #[derive(Debug, Serialize, ToSchema)]
-#[expect(dead_code, reason = "it describes what is stored as JSON")]
 struct BatchError {
     #[schema(required = true)]
     code: Option<String>,

@@ -30,6 +30,9 @@ use crate::api::request::RequestId;
 use crate::api::wait;
 use crate::api::wait::WaitParameter;
 use crate::app::App;
+use crate::batches;
+use crate::clock::Timestamp;
+use crate::db::Transaction;
 use crate::error::Error;
 use crate::files::Deletion;
 use crate::files::deletion;
@@ -38,17 +41,21 @@ use crate::files::deletion::receipts;
 use crate::files::deletion::receipts::CopyReceipt;
 use crate::files::deletion::receipts::FileReceipt;
 use crate::idempotency::KEPT_WITHOUT_KEY;
+use crate::ids::FileId;
 use crate::jobs::Failure;
 use crate::mappings::receipt::Receipt;
 use crate::notices::Hint;
 use crate::owners::Caller;
 
+/// Batches that a refusal names.
+const NAMED: usize = 10;
+
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct DeleteQuery {
-    /// Cancels the unfinished batches that use the file first. Without it, a file in use is a conflict.
+    /// Cancels the unfinished batches that run on the file first. Without it, a file in use is a conflict. Its copies
+    /// go when those batches have ended.
     #[serde(default)]
-    #[expect(dead_code, reason = "nothing uses files yet that could be cancelled")]
     force: bool,
 }
 
@@ -91,7 +98,7 @@ pub async fn delete(
     request_id: RequestId,
     headers: HeaderMap,
     Path(id): Path,
-    Query(_): Query<DeleteQuery>,
+    Query(query): Query<DeleteQuery>,
 ) -> Result<Response, Error> {
     let view = match find(&app, &caller, &id).await {
         Err(error @ Error::NotFound { .. }) if is_repeated(&headers) => {
@@ -100,15 +107,16 @@ pub async fn delete(
         found => found?,
     };
     let (now, file) = (app.clock.now(), view.file.id);
-    let order = Arc::new(Order { request_id: Some(request_id.0), ..Order::default() });
-    let buried = app
+    let even_in_use = query.force;
+    let order = Arc::new(Order { request_id: Some(request_id.0), even_in_use, ..Order::default() });
+    let is_deleted = app
         .db
         .intake(move |tx| {
             let order = Arc::clone(&order);
-            Box::pin(async move { deletion::delete(tx, now, &[file], &order).await })
+            Box::pin(async move { delete_unless_in_use(tx, now, file, &order).await })
         })
         .await?;
-    if buried.is_empty() {
+    if !is_deleted {
         // Another request was first.
         return Err(Error::no_such("file", "file_id", &id));
     }
@@ -118,6 +126,41 @@ pub async fn delete(
     metrics::counter!("longshore_files_deleted_total").increment(1);
     tracing::info!(file.id = %file, "deleted file");
     Ok(Json(DeletedObject { id, object: "file", deleted: true }).into_response())
+}
+
+/// `false` when it is deleted already.
+async fn delete_unless_in_use(
+    tx: &Transaction,
+    now: Timestamp,
+    file: FileId,
+    order: &Order,
+) -> Result<bool, Error> {
+    if order.even_in_use {
+        for (_, batch, _) in batches::store::open_on(tx, &[file]).await? {
+            batches::cancel::cancel(tx, now, batch).await?;
+        }
+    }
+    if !deletion::delete(tx, now, &[file], order).await?.is_empty() {
+        return Ok(true);
+    }
+    let open = batches::store::open_on(tx, &[file]).await?;
+    if open.is_empty() || order.even_in_use {
+        return Ok(false);
+    }
+    let names: Vec<_> =
+        open.iter().take(NAMED).map(|(_, _, managed_id)| format!("`{managed_id}`")).collect();
+    let more = match open.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Err(Error::Conflict {
+        code: "file_in_use",
+        message: format!(
+            "the file is in use by unfinished batches: {}{more}; wait for them, or cancel them with `?force=true`",
+            names.join(", ")
+        ),
+        retry_after: None,
+    })
 }
 
 /// Whether an official SDK has sent this request before.

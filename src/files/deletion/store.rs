@@ -75,7 +75,7 @@ pub async fn lock_deletion(
     Ok(Some((row.deletion.parse().map_err(DbErr::Type)?, row.sweep_id)))
 }
 
-/// Files that live no longer than until `now`, at most `limit`.
+/// Files that live no longer than until `now`, at most `limit`. One that an unfinished batch runs on lives longer.
 pub async fn expired(
     db: &impl ConnectionTrait,
     now: Timestamp,
@@ -84,7 +84,8 @@ pub async fn expired(
     // By the database's clock too: one worker's may be an hour ahead.
     let sql = format!(
         "SELECT id FROM files WHERE deleted_at IS NULL AND expires_at IS NOT NULL AND expires_at <= $1 \
-         AND expires_at <= (SELECT {}) ORDER BY expires_at LIMIT $2",
+         AND expires_at <= (SELECT {}) AND NOT EXISTS (SELECT 1 FROM batches \
+         WHERE batches.input_file_id = files.id AND batches.ended_at IS NULL) ORDER BY expires_at LIMIT $2",
         crate::db::now(db)
     );
     let rows =
