@@ -1,12 +1,13 @@
-//! The built-in sandbox provider: an OpenAI-shaped files API whose latency and faults follow a
-//! script, and which writes down every call, for the demo and for tests.
+//! The built-in sandbox provider: an OpenAI-shaped API of files and batches whose latency and faults
+//! follow a script, and which writes down every call, for the demo and for tests.
 //!
 //! Many accounts share one port. The provider behind `base_url("blue")` comes into being at its
-//! first use and has files, faults, settings and a ledger of its own. Everything a [`Sandbox`]
+//! first use and has files, batches, faults, settings and a ledger of its own. Everything a [`Sandbox`]
 //! handle can do to an account is also served over HTTP under `/_control/{account}`.
 
 mod account;
 mod answer;
+mod batches;
 mod call;
 mod control;
 mod faults;
@@ -19,6 +20,7 @@ mod routes;
 mod server;
 mod settings;
 mod upload;
+mod webhook;
 
 #[cfg(test)]
 mod tests;
@@ -33,13 +35,18 @@ use tokio::runtime::Handle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+pub use self::batches::{
+    BatchCounts, BatchEnd, BatchError, BatchErrors, BatchFile, BatchSettings, BatchState,
+    BatchUsage, InputTokens, Oddity, OutputTokens, OverLimit, PlantedBatch, StoredBatch,
+};
 pub use self::faults::{Fault, FaultRule, InvalidFault};
 pub use self::files::StoredFile;
 pub use self::ledger::{Call, Operation, Stats};
 pub use self::purpose::Purpose;
 pub use self::settings::Settings;
+pub use self::webhook::Webhook;
 
-use self::account::{Account, Accounts};
+use self::account::{Account, Accounts, Background};
 
 /// Connections the kernel keeps waiting for us to accept.
 const BACKLOG: u32 = 1024;
@@ -73,9 +80,11 @@ impl Sandbox {
         let listener = socket.listen(BACKLOG)?;
         let address = listener.local_addr()?;
 
-        let accounts = Arc::new(Accounts::new());
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
+        let background =
+            Background { runtime: runtime.clone(), tasks: tasks.clone(), stop: stop.clone() };
+        let accounts = Arc::new(Accounts::new(background));
         tasks.spawn_on(
             server::accept(listener, Arc::clone(&accounts), tasks.clone(), stop.clone()),
             &runtime,
@@ -172,6 +181,60 @@ impl Sandbox {
         self.account(account).live_files()
     }
 
+    /// Puts a batch into the account that came through no call: a stranger's.
+    ///
+    /// It is listed at once, and goes as the account's batches go.
+    pub fn plant_batch(&self, account: &str, batch: PlantedBatch) -> StoredBatch {
+        batch.plant(&self.account(account))
+    }
+
+    /// Every batch, oldest first, whether the lag shows them yet or not.
+    pub fn batches(&self, account: &str) -> Vec<StoredBatch> {
+        self.account(account).batches()
+    }
+
+    /// Lets every batch go on by itself that `hold_at` keeps now or would keep later on. Batches that
+    /// are created afterwards are held as the settings say.
+    pub fn release_batches(&self, account: &str) {
+        self.account(account).release_batches();
+    }
+
+    /// Ends a batch at once, with the files that belong to such an end; one that has ended stays as it is.
+    pub fn end_batch(
+        &self,
+        account: &str,
+        id: &str,
+        end: BatchEnd,
+    ) -> Result<StoredBatch, UnknownBatch> {
+        known(id, self.account(account).end_batch(id, end))
+    }
+
+    /// Shows any word as the status of a batch, whatever it is; none: the true one.
+    pub fn set_batch_status(
+        &self,
+        account: &str,
+        id: &str,
+        word: Option<&str>,
+    ) -> Result<StoredBatch, UnknownBatch> {
+        known(id, self.account(account).set_batch_status(id, word.map(str::to_owned)))
+    }
+
+    /// What a file of a batch holds, byte for byte: when the batch ends, or from now on if it has ended.
+    pub fn set_batch_output(
+        &self,
+        account: &str,
+        id: &str,
+        file: BatchFile,
+        bytes: Bytes,
+    ) -> Result<StoredBatch, UnknownBatch> {
+        known(id, self.account(account).set_batch_output(id, file, bytes))
+    }
+
+    /// Sends the event of a batch's end once more, under the same `webhook-id`.
+    pub fn tell_again(&self, account: &str, id: &str) -> Result<StoredBatch, UnknownBatch> {
+        known(id, self.account(account).tell_again(id))
+    }
+
     /// The last 100,000 calls in the order of their arrival.
     pub fn calls(&self, account: &str) -> Vec<Call> {
         self.account(account).calls()
@@ -197,4 +260,13 @@ impl Sandbox {
         }
         address
     }
+}
+
+/// There is no batch of this id.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no batch `{0}`")]
+pub struct UnknownBatch(String);
+
+fn known(id: &str, batch: Option<StoredBatch>) -> Result<StoredBatch, UnknownBatch> {
+    batch.ok_or_else(|| UnknownBatch(id.to_owned()))
 }

@@ -63,6 +63,15 @@ impl Answer {
         Self::refusal(StatusCode::BAD_REQUEST, message, Some(param), None)
     }
 
+    /// A 429 that is about what is under way, not about speed, and so names no wait.
+    pub(super) fn too_many_batches(code: Option<&str>) -> Self {
+        let message = "Too many batches are enqueued. Try again when one of them has ended.";
+        Self::json(
+            StatusCode::TOO_MANY_REQUESTS,
+            &json!({"error": {"message": message, "type": "tokens", "param": null, "code": code}}),
+        )
+    }
+
     /// An answer from a script, which was checked when it was queued.
     pub(super) fn scripted(status: u16, headers: &BTreeMap<String, String>, body: &Value) -> Self {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

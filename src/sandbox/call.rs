@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use futures_util::future::OptionFuture;
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
@@ -13,6 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::account::Account;
 use super::answer::{Answer, AnswerBody, Closed, Pace};
+use super::batches::api as batches;
 use super::faults::Fault;
 use super::ledger::{Call, Operation};
 use super::openai;
@@ -24,10 +26,13 @@ use super::upload::Upload;
 /// A call that nobody releases is closed after this.
 const MAX_HOLD: Duration = Duration::from_hours(1);
 
-/// What the ledger keeps of a path's file id.
+/// A request that creates a batch is no longer than this.
+const MAX_JSON_BYTES: usize = 1 << 20;
+
+/// What the ledger keeps of an id in a path.
 const MAX_ID_BYTES: usize = 128;
 
-/// Answers a call of the files API, or closes its connection where a fault says so.
+/// Answers a call of an account's API, or closes its connection where a fault says so.
 pub(super) async fn answer(
     account: Arc<Account>,
     target: Target<'_>,
@@ -57,6 +62,10 @@ pub(super) async fn answer(
     }
 
     let received = OptionFuture::from(upload.map(Upload::receive)).await.transpose()?;
+    let json = match target {
+        Target::CreateBatch => body.collect(MAX_JSON_BYTES).await?.unwrap_or_default(),
+        _ => BytesMut::new(),
+    };
     // Before anything takes effect: a body that breaks after its form was complete is broken too.
     body.drain().await?;
     let answer = match received {
@@ -71,6 +80,11 @@ pub(super) async fn answer(
             answer
         }
         Some(Err(refusal)) => refusal,
+        None if target == Target::CreateBatch => {
+            let (answer, batch_id) = batches::create(&call.account, &json).await;
+            call.note(|call| call.batch_id = batch_id);
+            answer
+        }
         None => openai::execute(&call.account, target, &parts.uri),
     };
     pause(latency).await;
@@ -178,6 +192,10 @@ fn is_authorized(headers: &HeaderMap, settings: &Settings) -> bool {
     }
 }
 
+fn kept_of_id(id: &str) -> String {
+    id[..id.floor_char_boundary(MAX_ID_BYTES)].to_owned()
+}
+
 fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
@@ -207,9 +225,8 @@ impl InFlight {
             operation: target.operation(),
             at_ms: millis(account.elapsed()),
             first_byte_at_us: None,
-            file_id: target
-                .file_id()
-                .map(|id| id[..id.floor_char_boundary(MAX_ID_BYTES)].to_owned()),
+            file_id: target.file_id().map(kept_of_id),
+            batch_id: target.batch_id().map(kept_of_id),
             filename: None,
             bytes: None,
             status: None,
@@ -230,7 +247,7 @@ impl InFlight {
             _ if !self.account.wants_filename(self.operation) => None,
             (Some(upload), _) => upload.filename().await?,
             (None, Some(id)) => self.account.filename(id),
-            (None, None) => None,
+            (None, None) => target.batch_id().and_then(|id| self.account.input_filename(id)),
         };
         let fault = self.account.choose_fault(self.seq, self.operation, filename.as_deref());
         if filename.is_some() {

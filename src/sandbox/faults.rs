@@ -29,7 +29,7 @@ pub struct FaultRule {
     /// How many matching calls go through unharmed first.
     #[serde(default)]
     pub skip: u64,
-    /// Meets only calls about a file whose name contains this. An upload's name is known when its
+    /// Meets only calls about a file whose name contains this, or about a batch with such an input. An upload's name is known when its
     /// file part begins, so that such a fault cannot strike before that.
     #[serde(default)]
     pub filename_contains: Option<String>,
@@ -156,7 +156,7 @@ pub enum InvalidFault {
     FramingHeader(String),
     #[error("`headers` has `{0}` entries, leave it at {MAX_HEADERS}")]
     TooManyHeaders(usize),
-    #[error("a `{0}` call is not about one file, leave `filename_contains` out")]
+    #[error("a `{0}` call does not name a file, leave `filename_contains` out")]
     NoFilename(Operation),
     #[error("`{MAX_RULES}` faults are queued already, clear them first")]
     TooMany,
@@ -228,8 +228,15 @@ impl FaultRule {
 
 fn check(rule: &FaultRule) -> Result<(), InvalidFault> {
     let is_about_a_file = match rule.on {
-        Operation::Upload | Operation::Get | Operation::Content | Operation::Delete => true,
-        Operation::List | Operation::Other => false,
+        Operation::Upload
+        | Operation::Get
+        | Operation::Content
+        | Operation::Delete
+        | Operation::GetBatch
+        | Operation::CancelBatch => true,
+        Operation::List | Operation::CreateBatch | Operation::ListBatches | Operation::Other => {
+            false
+        }
     };
     if rule.filename_contains.is_some() && !is_about_a_file {
         return Err(InvalidFault::NoFilename(rule.on));

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use rand::distr::{Alphanumeric, SampleString};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::purpose::Purpose;
@@ -46,6 +48,21 @@ pub(super) struct NewFile {
     pub(super) expires_after_seconds: Option<u64>,
     /// None where the file was too large to keep.
     pub(super) content: Option<Bytes>,
+}
+
+impl NewFile {
+    /// A file that nobody uploaded.
+    pub(super) fn of_bytes(filename: String, purpose: Purpose, content: Bytes) -> Self {
+        Self {
+            filename,
+            purpose,
+            bytes: content.len() as u64,
+            sha256: HEXLOWER.encode(&Sha256::digest(&content)),
+            content_type: None,
+            expires_after_seconds: None,
+            content: Some(content),
+        }
+    }
 }
 
 /// The files of an account.
@@ -137,6 +154,18 @@ impl Files {
         self.by_purpose.insert((file.purpose, sequence));
         self.live.insert(sequence, Shelved { file: Arc::clone(&file), content, visible_at });
         file
+    }
+
+    /// Puts the content of `new` into a live file, which keeps its id and its name.
+    pub(super) fn replace(&mut self, id: &str, new: NewFile) {
+        let shelved = self.sequence_of.get(id).and_then(|sequence| self.live.get_mut(sequence));
+        let Some(shelved) = shelved else { return };
+        let file = Arc::make_mut(&mut shelved.file);
+        file.bytes = new.bytes;
+        file.sha256 = new.sha256;
+        let size = |content: &Option<Bytes>| content.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        self.kept_bytes = self.kept_bytes - size(&shelved.content) + size(&new.content);
+        shelved.content = new.content;
     }
 
     /// Deletes a live file; `false` where there is none of that id.

@@ -22,7 +22,15 @@ pub enum Operation {
     Content,
     /// `DELETE /files/{id}`
     Delete,
-    /// Anything the files API does not have; answered with 404.
+    /// `POST /batches`
+    CreateBatch,
+    /// `GET /batches`
+    ListBatches,
+    /// `GET /batches/{id}`
+    GetBatch,
+    /// `POST /batches/{id}/cancel`
+    CancelBatch,
+    /// Anything the API does not have; answered with 404.
     Other,
 }
 
@@ -34,6 +42,10 @@ impl fmt::Display for Operation {
             Self::Get => "get",
             Self::Content => "content",
             Self::Delete => "delete",
+            Self::CreateBatch => "create_batch",
+            Self::ListBatches => "list_batches",
+            Self::GetBatch => "get_batch",
+            Self::CancelBatch => "cancel_batch",
             Self::Other => "other",
         })
     }
@@ -52,6 +64,9 @@ pub struct Call {
     pub first_byte_at_us: Option<u64>,
     /// The id in the path, or of the file that the upload made.
     pub file_id: Option<String>,
+    /// The id in the path, or of the batch that the call made.
+    #[serde(default)]
+    pub batch_id: Option<String>,
     /// The name of the uploaded file, where it was read.
     pub filename: Option<String>,
     /// The size of the uploaded file, where it was read to its end.
@@ -85,6 +100,13 @@ pub struct Stats {
     pub held: u64,
     /// Milliseconds from the start of the sandbox to the first byte of the first upload's body.
     pub first_byte_at_ms: Option<u64>,
+    /// Batches ever made, planted ones included.
+    pub batches_created: u64,
+    /// Batches that have not ended.
+    pub batches_open: u64,
+    /// Events that the webhook took, and that it did not.
+    pub events_taken: u64,
+    pub events_refused: u64,
     /// Fault rules that still have something to do.
     pub faults_queued: u64,
 }
@@ -97,6 +119,8 @@ pub(super) struct Ledger {
     arrived: u64,
     in_flight: u64,
     max_in_flight: u64,
+    events_taken: u64,
+    events_refused: u64,
     pub(super) held: u64,
     pub(super) first_byte_at_ms: Option<u64>,
 }
@@ -116,6 +140,14 @@ impl Ledger {
         }
         self.calls.push_back(call);
         self.arrived
+    }
+
+    /// Counts an attempt to tell the webhook something.
+    pub(super) fn event(&mut self, is_taken: bool) {
+        match is_taken {
+            true => self.events_taken += 1,
+            false => self.events_refused += 1,
+        }
     }
 
     /// Notes the end of a call, answered or not.
@@ -140,7 +172,7 @@ impl Ledger {
         self.calls.iter().cloned().collect()
     }
 
-    /// The counters it keeps itself; those about files and faults are left at zero.
+    /// The counters it keeps itself; those about files, batches and faults are left at zero.
     pub(super) fn stats(&self) -> Stats {
         Stats {
             calls: self.counts.clone(),
@@ -152,6 +184,10 @@ impl Ledger {
             max_in_flight: self.max_in_flight,
             held: self.held,
             first_byte_at_ms: self.first_byte_at_ms,
+            batches_created: 0,
+            batches_open: 0,
+            events_taken: self.events_taken,
+            events_refused: self.events_refused,
             faults_queued: 0,
         }
     }
@@ -168,6 +204,7 @@ mod tests {
             at_ms: 0,
             first_byte_at_us: None,
             file_id: None,
+            batch_id: None,
             filename: None,
             bytes: None,
             status: None,

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::account::Account;
 use super::answer::Answer;
+use super::batches::api as batches;
 use super::files::{NewFile, PageQuery, StoredFile};
 use super::purpose::Purpose;
 use super::routes::Target;
@@ -62,7 +63,7 @@ struct ListQuery {
     purpose: Option<String>,
 }
 
-/// Does what is asked; an upload, which has a body, goes through [`store`] instead.
+/// Does what is asked; what has a body is done by [`store`] and [`batches::create`] instead.
 pub(super) fn execute(account: &Account, target: Target<'_>, uri: &Uri) -> Answer {
     match target {
         Target::List => list(account, uri).unwrap_or_else(|refusal| refusal),
@@ -78,7 +79,10 @@ pub(super) fn execute(account: &Account, target: Target<'_>, uri: &Uri) -> Answe
                 not_found(id)
             }
         }
-        Target::Upload | Target::Other => unknown_path(uri.path()),
+        Target::ListBatches => batches::list(account, uri),
+        Target::GetBatch(id) => batches::get(account, id),
+        Target::CancelBatch(id) => batches::cancel(account, id),
+        Target::Upload | Target::CreateBatch | Target::Other => unknown_path(uri.path()),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -62,6 +62,21 @@ impl<'c> RequestBody<'c> {
 
     pub(super) fn progress(&self) -> Arc<Progress> {
         Arc::clone(&self.progress)
+    }
+
+    /// The whole body; none where it is longer than `max_bytes`, of which the rest is forgotten.
+    pub(super) async fn collect(&mut self, max_bytes: usize) -> Result<Option<BytesMut>, Closed> {
+        self.progress.ceiling.store(u64::MAX, Relaxed);
+        let mut whole = BytesMut::new();
+        while let Some(chunk) = self.next().await {
+            let chunk = chunk.map_err(|_| Closed)?;
+            if whole.len() + chunk.len() > max_bytes {
+                self.drain().await?;
+                return Ok(None);
+            }
+            whole.extend_from_slice(&chunk);
+        }
+        Ok(Some(whole))
     }
 
     /// Reads and forgets what is left.

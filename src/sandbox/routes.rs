@@ -28,6 +28,10 @@ pub(super) enum Target<'r> {
     Get(&'r str),
     Content(&'r str),
     Delete(&'r str),
+    CreateBatch,
+    ListBatches,
+    GetBatch(&'r str),
+    CancelBatch(&'r str),
     Other,
 }
 
@@ -61,6 +65,12 @@ impl<'r> Target<'r> {
             (&Method::GET, ["v1", "files", id]) if !id.is_empty() => Self::Get(id),
             (&Method::DELETE, ["v1", "files", id]) if !id.is_empty() => Self::Delete(id),
             (&Method::GET, ["v1", "files", id, "content"]) if !id.is_empty() => Self::Content(id),
+            (&Method::POST, ["v1", "batches"]) => Self::CreateBatch,
+            (&Method::GET, ["v1", "batches"]) => Self::ListBatches,
+            (&Method::GET, ["v1", "batches", id]) if !id.is_empty() => Self::GetBatch(id),
+            (&Method::POST, ["v1", "batches", id, "cancel"]) if !id.is_empty() => {
+                Self::CancelBatch(id)
+            }
             _ => Self::Other,
         }
     }
@@ -72,15 +82,40 @@ impl<'r> Target<'r> {
             Self::Get(_) => Operation::Get,
             Self::Content(_) => Operation::Content,
             Self::Delete(_) => Operation::Delete,
+            Self::CreateBatch => Operation::CreateBatch,
+            Self::ListBatches => Operation::ListBatches,
+            Self::GetBatch(_) => Operation::GetBatch,
+            Self::CancelBatch(_) => Operation::CancelBatch,
             Self::Other => Operation::Other,
         }
     }
 
-    /// The id in the path.
+    /// The id of a file in the path.
     pub(super) const fn file_id(self) -> Option<&'r str> {
         match self {
             Self::Get(id) | Self::Content(id) | Self::Delete(id) => Some(id),
-            Self::Upload | Self::List | Self::Other => None,
+            Self::Upload
+            | Self::List
+            | Self::CreateBatch
+            | Self::ListBatches
+            | Self::GetBatch(_)
+            | Self::CancelBatch(_)
+            | Self::Other => None,
+        }
+    }
+
+    /// The id of a batch in the path.
+    pub(super) const fn batch_id(self) -> Option<&'r str> {
+        match self {
+            Self::GetBatch(id) | Self::CancelBatch(id) => Some(id),
+            Self::Upload
+            | Self::List
+            | Self::Get(_)
+            | Self::Content(_)
+            | Self::Delete(_)
+            | Self::CreateBatch
+            | Self::ListBatches
+            | Self::Other => None,
         }
     }
 }
@@ -96,13 +131,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_files_api_is_known_and_nothing_else_is() {
+    fn the_apis_of_files_and_batches_are_known_and_nothing_else_is() {
         for (method, path, target) in [
             (Method::POST, "/a/v1/files", Target::Upload),
             (Method::GET, "/a/v1/files", Target::List),
             (Method::GET, "/a/v1/files/file-1", Target::Get("file-1")),
             (Method::GET, "/a/v1/files/file-1/content", Target::Content("file-1")),
             (Method::DELETE, "/a/v1/files/file-1", Target::Delete("file-1")),
+            (Method::POST, "/a/v1/batches", Target::CreateBatch),
+            (Method::GET, "/a/v1/batches", Target::ListBatches),
+            (Method::GET, "/a/v1/batches/batch_1", Target::GetBatch("batch_1")),
+            (Method::POST, "/a/v1/batches/batch_1/cancel", Target::CancelBatch("batch_1")),
+            (Method::DELETE, "/a/v1/batches/batch_1", Target::Other),
+            (Method::GET, "/a/v1/batches/batch_1/cancel", Target::Other),
             (Method::PUT, "/a/v1/files", Target::Other),
             (Method::GET, "/a/v1/files/", Target::Other),
             (Method::GET, "/a/v1/files//content", Target::Other),

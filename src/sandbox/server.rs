@@ -102,7 +102,7 @@ async fn serve(
             None => too_many_accounts(),
         },
         Route::Control { account, rest } => match accounts.named_by_client(account) {
-            Some(account) => control::answer(&account, &parts.method, rest, body).await?,
+            Some(account) => control::answer(account, &parts.method, rest, body).await?,
             None => too_many_accounts(),
         },
         Route::Nowhere => openai::unknown_path(parts.uri.path()),

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::batches::BatchSettings;
+use super::webhook::Webhook;
+
 /// How an account behaves when no fault interferes.
 ///
 /// Over HTTP a missing key means its default, not the value before.
@@ -10,7 +13,8 @@ use serde::{Deserialize, Serialize};
 pub struct Settings {
     /// Milliseconds between executing a call and answering it.
     pub latency_ms: u64,
-    /// Milliseconds until a new file shows in lists and can be retrieved. Deleting does not wait.
+    /// Milliseconds until a new file shows in lists and can be retrieved, and until a new batch shows in
+    /// lists. Deleting does not wait.
     pub list_lag_ms: u64,
     /// The one bearer token to accept; without it any that is not empty.
     pub expected_key: Option<String>,
@@ -20,6 +24,9 @@ pub struct Settings {
     pub keep_total_bytes: u64,
     /// A larger upload is refused.
     pub max_file_bytes: u64,
+    pub batches: BatchSettings,
+    /// Who is told when a batch has ended.
+    pub webhook: Option<Webhook>,
 }
 
 impl Default for Settings {
@@ -31,6 +38,8 @@ impl Default for Settings {
             keep_bytes: 1 << 20,
             keep_total_bytes: 256 << 20,
             max_file_bytes: 512 << 20,
+            batches: BatchSettings::default(),
+            webhook: None,
         }
     }
 }

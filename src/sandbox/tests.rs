@@ -1,5 +1,6 @@
 //! The running sandbox as its clients see it.
 
+mod batches;
 mod faults;
 mod files;
 mod script;

@@ -316,7 +316,7 @@ async fn accounts_share_nothing_but_the_port() {
 #[tokio::test]
 async fn what_does_not_exist_is_404_in_the_shape_of_the_api() {
     let blue = Blue::start();
-    let (status, error_body) = error(blue.get("/batches")).await;
+    let (status, error_body) = error(blue.get("/models")).await;
     assert_eq!((status, &error_body["type"]), (404, &json!("invalid_request_error")));
     assert_eq!(blue.last_call().operation, Operation::Other);
 
