@@ -1,6 +1,7 @@
 //! The real binary against the built-in providers, on SQLite and on PostgreSQL.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod batches;
 mod border;
 mod cancellations;
 mod commands;
@@ -28,6 +29,7 @@ mod secrets;
 mod shutdowns;
 mod slow;
 mod storm;
+mod submissions;
 mod support;
 mod sweeps;
 mod takeovers;

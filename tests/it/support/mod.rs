@@ -1,5 +1,6 @@
 //! What every test stands on: a sandbox, a fresh database, the real binary, and a client of it.
 
+pub mod batches;
 mod client;
 mod crew;
 pub mod database;
