@@ -43,12 +43,10 @@ impl Capture {
         self.target != Target::Nothing
     }
 
-    /// Takes in the last of the string.
-    #[inline]
-    pub(super) fn end(&mut self, decoded: &[u8]) {
-        match self.target {
-            Target::Key => self.key.end(decoded),
-            Target::Nothing | Target::CustomId => self.push(decoded),
+    /// The string is complete.
+    pub(super) fn end(&mut self) {
+        if let Target::Key = self.target {
+            self.key.end();
         }
     }
 
@@ -75,7 +73,7 @@ pub(super) enum Name {
 }
 
 impl Name {
-    fn of(key: &[u8]) -> Self {
+    pub(super) fn of(key: &[u8]) -> Self {
         match key {
             b"custom_id" => Self::CustomId,
             b"method" => Self::Method,
@@ -98,16 +96,9 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// Most keys come whole, and are recognised where they lie: to copy them first and to compare the copy
-    /// at once makes the processor wait for its own writes.
-    fn end(&mut self, last: &[u8]) {
-        if self.length == 0 {
-            self.name = Name::of(last);
-        } else {
-            self.push(last);
-            // Empty, hence unknown, if it is too long.
-            self.name = Name::of(self.bytes.get(..self.length).unwrap_or_default());
-        }
+    fn end(&mut self) {
+        // Empty, hence unknown, if it is too long.
+        self.name = Name::of(self.bytes.get(..self.length).unwrap_or_default());
     }
 
     fn push(&mut self, decoded: &[u8]) {

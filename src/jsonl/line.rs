@@ -73,6 +73,13 @@ struct Body {
     model_start: u64,
 }
 
+impl Body {
+    fn key(&mut self, name: Name) {
+        self.at_model = name == Name::Model;
+        self.has_model |= self.at_model;
+    }
+}
+
 impl Line {
     pub(super) fn new(rules: Rules) -> Self {
         Self {
@@ -94,6 +101,7 @@ impl Line {
     }
 
     /// Something other than whitespace is on the line.
+    #[inline]
     pub(super) fn begin(&mut self) -> Result<(), FaultKind> {
         self.seen = Seen::default();
         self.field = None;
@@ -108,6 +116,7 @@ impl Line {
     }
 
     /// The line is complete.
+    #[inline]
     pub(super) fn end(&mut self) -> Result<(), FaultKind> {
         let Seen { custom_id, method, url, body } = self.seen;
         let fields = [(custom_id, "custom_id"), (method, "method"), (url, "url"), (body, "body")];
@@ -140,18 +149,32 @@ impl Line {
     /// The key is in `capture`, if it was asked for.
     pub(super) fn key_ends(&mut self, depth: usize) -> Result<(), FaultKind> {
         match (depth, &mut self.body) {
-            (1, _) => self.field_begins(),
+            (1, _) => self.field_begins(self.capture.key.name),
             (2, Some(body)) => {
-                body.at_model = self.capture.key.name == Name::Model;
-                body.has_model |= body.at_model;
+                body.key(self.capture.key.name);
                 Ok(())
             }
             _ => Ok(()),
         }
     }
 
-    fn field_begins(&mut self) -> Result<(), FaultKind> {
-        let (field, seen) = match self.capture.key.name {
+    /// A key begins and ends. It is recognised where it lies in the chunk: to copy it first makes the processor
+    /// wait for its own writes.
+    #[inline]
+    pub(super) fn key(&mut self, depth: usize, key: &[u8]) -> Result<(), FaultKind> {
+        match (depth, &mut self.body) {
+            (1, _) => self.field_begins(Name::of(key)),
+            (2, Some(body)) => {
+                body.is_empty = false;
+                body.key(Name::of(key));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn field_begins(&mut self, name: Name) -> Result<(), FaultKind> {
+        let (field, seen) = match name {
             Name::CustomId => (Field::CustomId, &mut self.seen.custom_id),
             Name::Method => (Field::Method, &mut self.seen.method),
             Name::Url => (Field::Url, &mut self.seen.url),
@@ -173,6 +196,7 @@ impl Line {
     }
 
     /// A value begins at the byte `at` of the file.
+    #[inline]
     pub(super) fn value_begins(
         &mut self,
         depth: usize,
@@ -222,6 +246,7 @@ impl Line {
     }
 
     /// The value that began last at this depth ends before the byte `at` of the file.
+    #[inline]
     pub(super) fn value_ends(&mut self, depth: usize, at: u64) -> Result<(), FaultKind> {
         match (depth, self.field, &mut self.body) {
             (1, Some(Field::CustomId), _) => self.custom_id_ends(),

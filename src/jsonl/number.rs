@@ -41,6 +41,19 @@ impl Number {
         }
     }
 
+    /// The length of the number at the start of `bytes`; `None` if it is incomplete, or may go on after them.
+    pub(super) fn whole_length(bytes: &[u8]) -> Option<usize> {
+        let (first, rest) = bytes.split_first()?;
+        let mut number = Self::begin(*first);
+        for (index, byte) in rest.iter().enumerate() {
+            match number.then(*byte) {
+                Some(longer) => number = longer,
+                None => return number.is_complete().then_some(index + 1),
+            }
+        }
+        None
+    }
+
     /// Whether the number may end here.
     pub(super) fn is_complete(self) -> bool {
         match self {
@@ -58,6 +71,17 @@ mod tests {
         let mut bytes = text.bytes();
         let first = Number::begin(bytes.next().unwrap());
         bytes.try_fold(first, Number::then).is_some_and(Number::is_complete)
+    }
+
+    #[test]
+    fn a_number_is_whole_once_something_else_follows() {
+        assert_eq!(Number::whole_length(b"-1.5e3,"), Some(6));
+        assert_eq!(Number::whole_length(b"0]"), Some(1));
+        // What follows a leading zero is for others to refuse.
+        assert_eq!(Number::whole_length(b"01,"), Some(1));
+        for text in ["", "7", "-1.5e", "1.,", "-]"] {
+            assert_eq!(Number::whole_length(text.as_bytes()), None, "{text}");
+        }
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! The grammar of JSON, pushed along by chunks of any size: RFC 8259 and nothing more.
 
+mod straight;
+
+use self::straight::Ahead;
 use super::{
     fault::FaultKind,
     line::{Kind, Line, WATCHED_DEPTH},
@@ -108,24 +111,21 @@ impl Scanner {
         start: u64,
         line: &mut Line,
     ) -> Result<Progress, FaultKind> {
-        let mut index = 0;
-        while let Some(&byte) = bytes.get(index) {
-            let at = start + index as u64;
+        let mut ahead = Ahead { rest: bytes, end: start + bytes.len() as u64 };
+        loop {
+            // Nearly all of a typical file is read here, and the rest of the loop sees what remains.
+            if let State::FirstKey | State::NextKey = self.state {
+                ahead = self.go_straight(ahead, line)?;
+            }
+            let [byte, ..] = *ahead.rest else { return Ok(Progress::Open) };
+            let at = ahead.at();
             match self.state {
                 State::KeyText | State::ValueText => {
-                    match self.text.read(&bytes[index..], &mut line.capture) {
-                        Ok(Read::Closed(taken)) => index += taken,
-                        Ok(Read::Open) => return Ok(Progress::Open),
-                        Err(misfit) => {
-                            return Err(self.invalid(misfit.what, at + misfit.index as u64));
-                        }
+                    match self.read_text(ahead, line)? {
+                        Read::Closed(length) => ahead.skip(length),
+                        Read::Open => return Ok(Progress::Open),
                     }
-                    self.text_ends(start + index as u64, line)?;
-                    // What follows nearly always is not worth a turn of the loop.
-                    if let (State::Colon, Some(b':')) = (self.state, bytes.get(index)) {
-                        self.state = State::Value;
-                        index += if bytes.get(index + 1) == Some(&b' ') { 2 } else { 1 };
-                    }
+                    self.text_ends(ahead.at(), line)?;
                     continue;
                 }
                 State::Number => match self.number.then(byte) {
@@ -143,20 +143,13 @@ impl Scanner {
                     b' ' | b'\t' | b'\r' => {}
                     b'\n' => {
                         self.end_line(at, line)?;
-                        return Ok(Progress::LineEnded(index + 1));
+                        return Ok(Progress::LineEnded(bytes.len() - ahead.rest.len() + 1));
                     }
-                    _ => {
-                        self.structure(byte, at, line)?;
-                        // Nearly all whitespace of a typical file: not worth a turn of the loop.
-                        if matches!(byte, b',' | b':') && bytes.get(index + 1) == Some(&b' ') {
-                            index += 1;
-                        }
-                    }
+                    _ => self.structure(byte, at, line)?,
                 },
             }
-            index += 1;
+            ahead.skip(1);
         }
-        Ok(Progress::Open)
     }
 
     /// The line ends before the byte `at` of the file.
@@ -204,26 +197,55 @@ impl Scanner {
         }
     }
 
+    /// Reads on in a string.
+    #[inline]
+    fn read_text(&mut self, ahead: Ahead<'_>, line: &mut Line) -> Result<Read, FaultKind> {
+        self.text
+            .read(ahead.rest, &mut line.capture)
+            .map_err(|misfit| self.invalid(misfit.what, ahead.at() + misfit.index as u64))
+    }
+
     fn value_begins(&mut self, byte: u8, at: u64, line: &mut Line) -> Result<(), FaultKind> {
-        let (state, kind) = match byte {
-            b'"' => (State::ValueText, Kind::Text),
-            b'{' => (State::FirstKey, Kind::Object),
-            b'[' => (State::FirstItem, Kind::Other),
-            b'-' | b'0'..=b'9' => (State::Number, Kind::Other),
-            b't' | b'f' | b'n' => (State::Literal, Kind::Other),
-            _ => return Err(self.invalid(expectation(State::Value), at)),
-        };
+        match byte {
+            b'"' => self.begins(State::ValueText, Kind::Text, at, line),
+            b'{' => self.object_begins(at, line),
+            b'[' => self.array_begins(at, line),
+            b'-' | b'0'..=b'9' => {
+                self.number = Number::begin(byte);
+                self.begins(State::Number, Kind::Other, at, line)
+            }
+            b't' | b'f' | b'n' => {
+                (self.literal, self.seen) = (Literal::begin(byte), 1);
+                self.begins(State::Literal, Kind::Other, at, line)
+            }
+            _ => Err(self.invalid(expectation(State::Value), at)),
+        }
+    }
+
+    #[inline]
+    fn object_begins(&mut self, at: u64, line: &mut Line) -> Result<(), FaultKind> {
+        self.begins(State::FirstKey, Kind::Object, at, line)?;
+        self.nesting.enter(Container::Object).ok_or_else(|| self.invalid(TOO_DEEP, at))
+    }
+
+    #[inline]
+    fn array_begins(&mut self, at: u64, line: &mut Line) -> Result<(), FaultKind> {
+        self.begins(State::FirstItem, Kind::Other, at, line)?;
+        self.nesting.enter(Container::Array).ok_or_else(|| self.invalid(TOO_DEEP, at))
+    }
+
+    /// A value begins, after which the scan is in `state`.
+    #[inline]
+    fn begins(
+        &mut self,
+        state: State,
+        kind: Kind,
+        at: u64,
+        line: &mut Line,
+    ) -> Result<(), FaultKind> {
+        self.state = state;
         if self.nesting.depth <= WATCHED_DEPTH {
             line.value_begins(self.nesting.depth, kind, at)?;
-        }
-        self.state = state;
-        match state {
-            State::FirstKey | State::FirstItem if self.nesting.enter(kind).is_none() => {
-                return Err(self.invalid(TOO_DEEP, at));
-            }
-            State::Number => self.number = Number::begin(byte),
-            State::Literal => (self.literal, self.seen) = (Literal::begin(byte), 1),
-            _ => {}
         }
         Ok(())
     }
@@ -257,6 +279,7 @@ impl Scanner {
         Ok(())
     }
 
+    #[inline]
     fn value_ends(&mut self, at: u64, line: &mut Line) -> Result<(), FaultKind> {
         self.state = State::AfterValue;
         if self.nesting.depth <= WATCHED_DEPTH {
@@ -321,12 +344,13 @@ struct Nesting {
 
 impl Nesting {
     /// Goes one deeper; `None` if that is too deep.
-    fn enter(&mut self, kind: Kind) -> Option<()> {
+    #[inline]
+    fn enter(&mut self, container: Container) -> Option<()> {
         let word = self.objects.get_mut(self.depth / 64)?;
         let bit = 1 << (self.depth % 64);
-        match kind {
-            Kind::Object => *word |= bit,
-            Kind::Text | Kind::Other => *word &= !bit,
+        match container {
+            Container::Object => *word |= bit,
+            Container::Array => *word &= !bit,
         }
         self.depth += 1;
         Some(())

@@ -427,6 +427,32 @@ proptest! {
     }
 
     #[test]
+    fn a_request_with_anything_wrong_is_told_the_same_a_byte_at_a_time(
+        value in json(),
+        flips in prop::collection::vec(
+            (any::<prop::sample::Index>(), prop_oneof![
+                any::<u8>(),
+                prop::sample::select(b"{}[]\":,\\ 0-.eEutn\n\r".to_vec()),
+            ]),
+            0..3
+        )
+    ) {
+        let mut content = request_with(value.text().as_bytes());
+        content.push(b'\n');
+        content.extend_from_slice(REQUEST.as_bytes());
+        for (index, byte) in flips {
+            let index = index.index(content.len());
+            content[index] = byte;
+        }
+        for check in [|| Check::batch(None), Check::fine_tune] {
+            prop_assert_eq!(
+                scan_chunks(check(), &cut(&content, &[1])),
+                scan_whole(check(), &content)
+            );
+        }
+    }
+
+    #[test]
     fn any_json_is_accepted(value in json(), cuts in cuts()) {
         let line = request_with(value.text().as_bytes());
         prop_assert!(is_valid(&line));

@@ -46,27 +46,8 @@ const HEXADECIMAL: &str = r"`\u` must be followed by four hexadecimal digits";
 
 impl Text {
     /// Reads on in a string whose opening quote has been read, from the start of `bytes`.
-    #[inline]
     pub(super) fn read(&mut self, bytes: &[u8], capture: &mut Capture) -> Result<Read, Misfit> {
-        // Most strings are short and plain to their end.
-        let mut plain = 0;
-        if let State::Plain = self.state {
-            plain = plain_length(bytes);
-            if bytes.get(plain) == Some(&b'"') && self.high_surrogate.is_none() {
-                capture.end(&bytes[..plain]);
-                return Ok(Read::Closed(plain + 1));
-            }
-        }
-        self.read_after(plain, bytes, capture)
-    }
-
-    /// Reads on after `at` bytes that stand for themselves.
-    fn read_after(
-        &mut self,
-        mut at: usize,
-        bytes: &[u8],
-        capture: &mut Capture,
-    ) -> Result<Read, Misfit> {
+        let mut at = 0;
         // Where the bytes begin that stand for themselves and are not captured yet.
         let mut literal = 0;
         loop {
@@ -82,7 +63,7 @@ impl Text {
                     b'"' => {
                         self.literal(&bytes[literal..at], capture);
                         self.flush_surrogate(capture);
-                        capture.end(&[]);
+                        capture.end();
                         return Ok(Read::Closed(at + 1));
                     }
                     b'\\' => {
@@ -186,6 +167,13 @@ fn unescaped(byte: u8) -> Option<u8> {
         b't' => Some(b'\t'),
         _ => None,
     }
+}
+
+/// The string whose opening quote has been read, if it is all here and every byte stands for itself.
+#[inline]
+pub(super) fn plain_text(bytes: &[u8]) -> Option<&[u8]> {
+    let (text, rest) = bytes.split_at(plain_length(bytes));
+    (rest.first() == Some(&b'"')).then_some(text)
 }
 
 fn is_plain(byte: u8) -> bool {
