@@ -83,9 +83,9 @@ const REPLACE: u64 = 1;
 
 /// The bytes that one model's name puts into a file.
 pub(super) struct Replacement {
-    name: Bytes,
-    alone: Bytes,
-    before_others: Bytes,
+    name: String,
+    alone: String,
+    before_others: String,
 }
 
 const INSERTED_KEY: &str = r#""model":"#;
@@ -94,17 +94,17 @@ impl Replacement {
     pub(super) fn new(model: &str) -> Self {
         let name = serde_json::to_string(model).expect("a string can always be written as JSON");
         Self {
-            alone: format!("{INSERTED_KEY}{name}").into(),
-            before_others: format!("{INSERTED_KEY}{name},").into(),
-            name: name.into(),
+            alone: format!("{INSERTED_KEY}{name}"),
+            before_others: format!("{INSERTED_KEY}{name},"),
+            name,
         }
     }
 
-    pub(super) fn of(&self, action: Action) -> Bytes {
+    pub(super) fn of(&self, action: Action) -> &[u8] {
         match action {
-            Action::Replace { .. } => self.name.clone(),
-            Action::InsertAlone => self.alone.clone(),
-            Action::InsertBeforeOthers => self.before_others.clone(),
+            Action::Replace { .. } => self.name.as_bytes(),
+            Action::InsertAlone => self.alone.as_bytes(),
+            Action::InsertBeforeOthers => self.before_others.as_bytes(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Puts a model name into the places of a list, while the file streams by.
 
-use std::{io, mem};
+use std::io;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -13,6 +13,9 @@ use super::{
 /// Pieces are joined up to this size: between two edits lie a few hundred bytes, and every piece costs
 /// whoever sends it a frame.
 const JOINED: usize = 64 * 1024;
+
+/// Room for a name that comes last: unlike what lies between edits, it is not cut.
+const NAME: usize = 256;
 
 impl Edits {
     /// The rewritten file: `body` with `model` in every place of this list.
@@ -52,61 +55,57 @@ impl<I: Iterator<Item = Edit>> Splice<I> {
     async fn next_joined(&mut self) -> io::Result<Option<Bytes>> {
         let mut joined = BytesMut::new();
         while joined.len() < JOINED {
-            match self.next_chunk().await? {
-                None if joined.is_empty() => return Ok(None),
-                None => break,
-                Some(piece) if joined.is_empty() && piece.len() >= JOINED => {
-                    return Ok(Some(piece));
-                }
-                Some(piece) => {
-                    if joined.is_empty() {
-                        joined.reserve(JOINED + piece.len());
-                    }
-                    joined.extend_from_slice(&piece);
-                }
-            }
-        }
-        Ok(Some(joined.freeze()))
-    }
-
-    async fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
-        loop {
             // Never while a value is being dropped: a comma at least lies before the next edit.
             if let Some(edit) = self.next.take_if(|edit| edit.gap == 0) {
                 if let Action::Replace { length } = edit.action {
                     self.removing = length;
                 }
                 self.next = self.edits.next();
-                return Ok(Some(self.replacement.of(edit.action)));
-            }
-            if self.chunk.is_empty() {
+                join(&mut joined, self.replacement.of(edit.action));
+            } else if self.chunk.is_empty() {
                 match self.body.try_next().await? {
                     Some(chunk) => self.chunk = chunk,
-                    None if self.removing == 0 && self.next.is_none() => return Ok(None),
+                    None if self.removing == 0 && self.next.is_none() => break,
                     None => return Err(too_short()),
                 }
-            }
-            if self.removing > 0 {
+            } else if self.removing > 0 {
                 let dropped = at_most(self.removing, &self.chunk);
                 self.chunk.advance(dropped);
                 self.removing -= dropped as u64;
-            } else if !self.chunk.is_empty() {
-                return Ok(Some(self.pass_on()));
+            } else {
+                let unchanged = self.unchanged();
+                if joined.is_empty() && unchanged >= JOINED {
+                    self.come_closer(unchanged);
+                    return Ok(Some(self.chunk.split_to(unchanged)));
+                }
+                // Straight from the chunk: a `Bytes` for every piece costs more than its copy.
+                let copied = unchanged.min(JOINED - joined.len());
+                join(&mut joined, &self.chunk[..copied]);
+                self.come_closer(copied);
+                self.chunk.advance(copied);
             }
         }
+        Ok((!joined.is_empty()).then(|| joined.freeze()))
     }
 
-    /// The bytes up to the next edit, as far as they are here.
-    fn pass_on(&mut self) -> Bytes {
-        match &mut self.next {
-            None => mem::take(&mut self.chunk),
-            Some(edit) => {
-                let passed = self.chunk.split_to(at_most(edit.gap, &self.chunk));
-                edit.gap -= passed.len() as u64;
-                passed
-            }
+    /// How many bytes lie before the next edit, as far as they are here.
+    fn unchanged(&self) -> usize {
+        self.next.as_ref().map_or(self.chunk.len(), |edit| at_most(edit.gap, &self.chunk))
+    }
+
+    /// So many bytes fewer lie before the next edit.
+    fn come_closer(&mut self, count: usize) {
+        if let Some(edit) = &mut self.next {
+            edit.gap -= count as u64;
         }
     }
+}
+
+fn join(joined: &mut BytesMut, piece: &[u8]) {
+    if joined.is_empty() {
+        joined.reserve(JOINED + NAME);
+    }
+    joined.extend_from_slice(piece);
 }
 
 fn at_most(count: u64, chunk: &Bytes) -> usize {

@@ -356,6 +356,15 @@ fn what_is_rewritten_leaves_in_pieces_worth_sending() {
     }
 }
 
+#[test]
+fn what_has_no_edits_is_passed_on_and_not_copied() {
+    let content = Bytes::from(" ".repeat(200_000) + REQUEST);
+    let edits = scan_whole(Check::batch(None), &content).unwrap().edits;
+    let pieces = edits.splice(stream_of(vec![content.clone()]), "x").collect::<Vec<_>>();
+    let pieces = pieces.now_or_never().unwrap();
+    assert_eq!(pieces[0].as_ref().unwrap().as_ptr(), content.as_ptr());
+}
+
 /// A faultless request whose body has `value`, which is any text, under a key.
 fn request_with(value: &[u8]) -> Vec<u8> {
     let mut line = br#"{"custom_id":"a","method":"POST","url":"/","body":{"v":"#.to_vec();
