@@ -27,7 +27,8 @@ impl CustomId {
     /// Half of the SHA-256: nobody finds two ids with the same.
     pub(super) fn digest(&mut self) -> u128 {
         let digest = self.sha256.finalize_reset();
-        digest[..16].iter().fold(0, |value, byte| value << 8 | u128::from(*byte))
+        let half = digest.first_chunk().expect("a SHA-256 has 32 bytes");
+        u128::from_be_bytes(*half)
     }
 
     /// The id as an error message quotes it: cut, valid UTF-8, without control characters.
