@@ -245,6 +245,10 @@ impl Http {
     /// Sends a request without a body and waits for the head of its answer.
     async fn head(&self, mut request: Request) -> Result<Response, ProviderError> {
         request.headers_mut().extend(self.headers.clone());
+        if request.method() == Method::POST {
+            // Without it some proxies answer 411.
+            request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(0));
+        }
         match timeout(self.limits.silence, self.client.execute(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(self.lost(error)),

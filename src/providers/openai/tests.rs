@@ -1,5 +1,6 @@
 //! The driver against a server on a real socket, which answers, lies, falls silent and hangs up.
 
+mod batches;
 mod files;
 mod server;
 

@@ -194,3 +194,159 @@ fn errors(value: Option<&Value>, presentable: &impl Fn(&str) -> String) -> Vec<R
     };
     list.into_iter().flatten().map(error).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(body: &[u8]) -> Option<RemoteBatch> {
+        batch(body, str::to_owned)
+    }
+
+    fn file(id: &str) -> Option<ProviderFileId> {
+        Some(ProviderFileId(id.to_owned()))
+    }
+
+    #[test]
+    fn a_batch_object_is_read_whole() {
+        let expected = RemoteBatch {
+            id: ProviderBatchId("batch_6a41f09c77e84b1d".to_owned()),
+            state: RemoteBatchState::Completed,
+            status: "completed".to_owned(),
+            endpoint: "/v1/chat/completions".to_owned(),
+            completion_window: "24h".to_owned(),
+            input_file_id: file("file-Qm4tZ9wK2bX7"),
+            output_file_id: file("file-Out5hR8yLp3"),
+            error_file_id: file("file-Err1dC6vNs0"),
+            marker: None,
+            created_at: Some(1_793_000_010),
+            in_progress_at: Some(1_793_000_040),
+            expires_at: Some(1_793_086_410),
+            finalizing_at: Some(1_793_003_000),
+            completed_at: Some(1_793_003_020),
+            failed_at: None,
+            expired_at: None,
+            cancelling_at: None,
+            cancelled_at: None,
+            counts: Some(RemoteCounts { total: 3, completed: 2, failed: 1 }),
+            errors: Vec::new(),
+            model: Some("gpt-test-mini".to_owned()),
+        };
+        assert_eq!(read(include_bytes!("../fixtures/openai-batch-completed.json")), Some(expected));
+    }
+
+    #[test]
+    fn every_documented_state_is_known_and_its_files_are_told() {
+        use RemoteBatchState::*;
+        macro_rules! fixture {
+            ($name:literal) => {
+                read(include_bytes!(concat!("../fixtures/openai-batch-", $name, ".json"))).unwrap()
+            };
+        }
+        let table = [
+            (fixture!("validating"), Validating, false, false),
+            (fixture!("in-progress"), InProgress, false, false),
+            (fixture!("completed"), Completed, true, true),
+            (fixture!("completed-all-lines-failed"), Completed, false, true),
+            (fixture!("failed-validation"), Failed, false, false),
+            (fixture!("expired"), Expired, true, true),
+            (fixture!("cancelling"), Cancelling, false, false),
+            (fixture!("cancelled"), Cancelled, true, false),
+        ];
+        for (batch, state, has_output, has_errors) in table {
+            assert_eq!(batch.state, state);
+            assert_eq!(batch.output_file_id.is_some(), has_output, "{state:?}");
+            assert_eq!(batch.error_file_id.is_some(), has_errors, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn why_a_batch_failed_is_told_line_by_line() {
+        let body = include_bytes!("../fixtures/openai-batch-failed-validation.json");
+        let errors = read(body).unwrap().errors;
+        let told: Vec<_> =
+            errors.iter().map(|error| (error.code.as_deref().unwrap(), error.line)).collect();
+        assert_eq!(told, [("invalid_json_line", Some(2)), ("duplicate_custom_id", Some(3))]);
+        assert_eq!(errors[1].param.as_deref(), Some("custom_id"));
+        assert_eq!(errors[1].message.as_deref(), Some("custom_id t-1 is used twice."));
+
+        let body = include_bytes!("../fixtures/openai-batch-failed-token-limit.json");
+        let errors = read(body).unwrap().errors;
+        assert_eq!(errors[0].code.as_deref(), Some("token_limit_exceeded"));
+
+        let plain = r#"{"id":"b","object":"batch","status":"failed","errors":[{"code":429},7]}"#;
+        let coded = RemoteBatchError { code: Some("429".to_owned()), ..Default::default() };
+        assert_eq!(read(plain.as_bytes()).unwrap().errors, [coded, RemoteBatchError::default()]);
+    }
+
+    #[test]
+    fn a_batch_that_says_little_or_says_it_oddly_is_still_a_batch() {
+        let little = read(br#"{"id":"b","status":"Canceled","endpoint":"/v1/responses"}"#).unwrap();
+        assert_eq!((little.state, little.counts), (RemoteBatchState::Cancelled, None));
+        assert_eq!(little.status, "Canceled");
+
+        let odd =
+            br#"{"id":"b","object":"batch","status":"paused","created_at":"2026-01-01T00:00:00Z",
+            "expires_at":0,"completed_at":1793003020.0,"request_counts":{"total":3.0,"failed":null},
+            "metadata":{"longshore":"m"},"errors":{},"output_file_id":"","model":7}"#;
+        let odd = read(odd).unwrap();
+        assert_eq!((odd.state, odd.status.as_str()), (RemoteBatchState::Unknown, "paused"));
+        assert_eq!((odd.created_at, odd.expires_at), (None, None));
+        assert_eq!(odd.completed_at, Some(1_793_003_020));
+        assert_eq!(odd.counts, Some(RemoteCounts { total: 3, completed: 0, failed: 0 }));
+        assert_eq!((odd.marker.as_deref(), odd.output_file_id, odd.model), (Some("m"), None, None));
+
+        let capitals = include_bytes!("../fixtures/azure-batch-odd-types.json");
+        assert_eq!(read(capitals).unwrap().counts, None);
+    }
+
+    #[test]
+    fn what_is_not_a_batch_is_not_taken_for_one() {
+        for body in [
+            "",
+            "null",
+            "<html></html>",
+            r#"{"ok":true}"#,
+            r#"{"id":"req-1","status":"ok"}"#,
+            r#"{"id":"f","object":"file","status":"processed"}"#,
+            r#"{"id":"b","object":"batch"}"#,
+            r#"{"object":"batch","status":"completed"}"#,
+            r#"{"id":"","object":"batch","status":"completed"}"#,
+            r#"{"id":"b\u0000","object":"batch","status":"completed"}"#,
+            r#"{"id":"b","object":"batch","status":""}"#,
+            r#"{"id":"b","object":"batch","status":null}"#,
+            r#"{"id":"b","object":"batch","status":"completed""#,
+        ] {
+            assert_eq!(read(body.as_bytes()), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_page_is_whole_or_none() {
+        let page = |body: &str| batch_page(body.as_bytes(), str::to_owned);
+        let first = page(include_str!("../fixtures/openai-batch-list.json")).unwrap();
+        assert_eq!((first.batches.len(), first.next), (2, None));
+
+        let one = r#"{"id":"b","object":"batch","status":"completed"}"#;
+        let next = |rest: &str| page(&format!(r#"{{"data":[{one}]{rest}}}"#)).unwrap().next;
+        assert_eq!(next(""), Some(ProviderBatchId("b".to_owned())));
+        assert_eq!(next(r#","has_more":false"#), None);
+        assert_eq!(page(r#"{"data":[],"has_more":true}"#).unwrap().next, None);
+        for body in [
+            format!(r#"{{"data":[{one},{{"id":"c","object":"batch"}}]}}"#),
+            r#"{"data":null}"#.to_owned(),
+            "[]".to_owned(),
+        ] {
+            assert_eq!(page(&body), None, "{body}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_makes_a_reader_panic(body in "[\\[\\]{}:,\"a-z0-9.e-]{0,80}") {
+            let _ = (read(body.as_bytes()), batch_page(body.as_bytes(), str::to_owned));
+        }
+    }
+}
