@@ -1,6 +1,7 @@
 //! The running sandbox as its clients see it.
 
 mod batches;
+mod driver;
 mod faults;
 mod files;
 mod script;
