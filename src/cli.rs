@@ -1,5 +1,6 @@
 //! The command line: what there is to say, and who does it.
 
+mod batches;
 mod client;
 mod completions;
 mod config;
@@ -110,6 +111,13 @@ enum Command {
         #[command(subcommand)]
         what: files::FilesCommand,
     },
+    /// Run batches of requests through a running server; show, await and cancel them, and read their results
+    Batches {
+        #[command(flatten)]
+        server: Server,
+        #[command(subcommand)]
+        what: batches::BatchesCommand,
+    },
     /// Show, retry and cancel the jobs of a running server
     Jobs {
         #[command(flatten)]
@@ -214,6 +222,9 @@ impl Cli {
             Command::Doctor(doctor) => doctor.run(&start).await,
             Command::Keys { what } => what.run(&start).await,
             Command::Files { server, what } => Ok(what.run(&server.client()?, server.json).await?),
+            Command::Batches { server, what } => {
+                Ok(what.run(&server.client()?, server.json).await?)
+            }
             Command::Jobs { server, what } => Ok(what.run(&server.client()?, server.json).await?),
             Command::Sweeps { server, what } => {
                 Ok(what.run(&server.client()?, server.json).await?)

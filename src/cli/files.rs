@@ -16,6 +16,8 @@ use serde_json::Value;
 pub use deletion::{DeletedCopy, DeletionObject};
 pub use object::{FileObject, LastError, Mapping, waiting};
 pub use put::PutArgs;
+pub use put::source::Source;
+pub use put::{Fields, upload};
 pub use rm::RmArgs;
 
 use super::{

@@ -31,7 +31,7 @@ impl FromStr for GivenId {
         let id = text.trim();
         if id.is_empty() || id == "." || id == ".." {
             return Err(
-                "it is not an id: `longshore files ls`, `jobs ls` and `sweeps ls` show them"
+                "it is not an id: `longshore files ls`, `batches ls`, `jobs ls` and `sweeps ls` show them"
                     .to_owned(),
             );
         }

@@ -7,9 +7,6 @@ use serde_json::Value;
 
 use super::{client::Client, id::GivenId, output::Output};
 
-/// How many things are asked for at a time with `--all`.
-const PAGE: u32 = 200;
-
 /// Which part of a list is shown.
 #[derive(Args, Clone, Debug)]
 pub struct Paging {
@@ -38,6 +35,9 @@ struct Page<T> {
 pub trait Listed: DeserializeOwned {
     /// The column names. The id is last: it is long, and people paste it.
     const HEADINGS: &'static [&'static str];
+    /// How many are asked for at a time with `--all`.
+    const PAGE: u32 = 200;
+
     fn id(&self) -> &str;
     fn row(&self) -> Vec<Cell>;
 }
@@ -50,7 +50,7 @@ pub async fn print<T: Listed>(
     query: Vec<(&'static str, String)>,
     paging: Paging,
 ) -> anyhow::Result<()> {
-    let size = if paging.all { PAGE } else { paging.limit };
+    let size = if paging.all { T::PAGE } else { paging.limit };
     let mut after = paging.after.map(|id| id.to_string());
     let mut shown = Shown::default();
     loop {

@@ -150,10 +150,10 @@ pub fn optional(text: Option<&str>) -> Cell {
 /// A cell with a status, in the colour of what it means for a person.
 pub fn status(status: &str) -> Cell {
     let color = match status {
-        "processed" | "ready" | "succeeded" | "deleted" | "ok" => Color::Green,
-        "error" | "failed" | "lost" | "undeletable" | "expired" => Color::Red,
+        "processed" | "ready" | "succeeded" | "completed" | "deleted" | "ok" => Color::Green,
+        "error" | "failed" | "lost" | "undeletable" | "expired" | "needs_attention" => Color::Red,
         "uploaded" | "uploading" | "pending" | "queued" | "running" | "retrying" | "deleting"
-        | "warning" => Color::Yellow,
+        | "validating" | "in_progress" | "finalizing" | "cancelling" | "warning" => Color::Yellow,
         _ => Color::Reset,
     };
     cell(status).fg(color)

@@ -116,6 +116,32 @@ pub async fn run(client: &Client, output: &mut Output, args: PutArgs) -> anyhow:
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Uploads one file for another command, which says on standard output what has become of it.
+pub async fn upload(
+    client: &Client,
+    output: &Output,
+    source: &Source,
+    fields: Fields<'_>,
+    interrupt: &mut Interrupt,
+) -> anyhow::Result<Answer<FileObject>> {
+    let upload = Upload::new(source, source.name.clone(), None);
+    tokio::select! {
+        file = put(client, &output.progress, &upload, fields) => file,
+        () = interrupt.happened() => Err(upload.interrupted(0).into()),
+    }
+}
+
+/// What goes with a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Fields<'a> {
+    pub purpose: &'a str,
+    /// None: the server's default models.
+    pub models: &'a [String],
+    pub expires_after: Option<Duration>,
+    /// A JSON object.
+    pub metadata: Option<&'a str>,
+}
+
 /// Sends the files one after another, and gives what was stored, and the interruption that ended it early.
 async fn upload_all(
     client: &Client,
@@ -127,19 +153,26 @@ async fn upload_all(
 ) -> anyhow::Result<(Vec<Answer<FileObject>>, Option<Interrupted>)> {
     let mut stored = Vec::new();
     for (place, source) in sources.iter().enumerate() {
-        let upload = Upload {
-            source,
-            title: match sources.len() {
-                1 => source.name.clone(),
-                count => format!("{} of {count}: {}", place + 1, source.name),
-            },
-            // One key over all tries: what an earlier try stored is found again and not stored twice.
-            key: args.idempotency_key.clone().unwrap_or_else(|| Uuid::new_v4().to_string()),
-            was_sent_before: Cell::new(false),
-            sending: RefCell::new(None),
+        let title = match sources.len() {
+            1 => source.name.clone(),
+            count => format!("{} of {count}: {}", place + 1, source.name),
+        };
+        let upload = Upload::new(source, title, args.idempotency_key.clone());
+        let fields = Fields {
+            purpose: &args.purpose,
+            models: &args.models,
+            expires_after: args.expires_after,
+            metadata,
+        };
+        let putting = async {
+            let file = put(client, &output.progress, &upload, fields).await?;
+            if !output.json {
+                output.line(&file.value.id)?;
+            }
+            Ok(file)
         };
         let result = tokio::select! {
-            result = put(client, output, &upload, args, metadata) => result,
+            result = putting => result,
             () = interrupt.happened() => {
                 return Ok((stored, Some(upload.interrupted(sources.len() - place - 1))));
             }
@@ -170,7 +203,18 @@ struct Upload<'a> {
     sending: RefCell<Option<Arc<State>>>,
 }
 
-impl Upload<'_> {
+impl<'a> Upload<'a> {
+    fn new(source: &'a Source, title: String, key: Option<String>) -> Self {
+        Self {
+            source,
+            title,
+            // One key over all tries: what an earlier try stored is found again and not stored twice.
+            key: key.unwrap_or_else(|| Uuid::new_v4().to_string()),
+            was_sent_before: Cell::new(false),
+            sending: RefCell::new(None),
+        }
+    }
+
     fn is_sent(&self) -> bool {
         self.sending.borrow().as_ref().is_some_and(|state| state.moved() == self.source.bytes)
     }
@@ -251,27 +295,26 @@ fn faulty_line(message: &str) -> Option<u64> {
 
 async fn put(
     client: &Client,
-    output: &mut Output,
+    progress: &Progress,
     upload: &Upload<'_>,
-    args: &PutArgs,
-    metadata: Option<&str>,
+    fields: Fields<'_>,
 ) -> anyhow::Result<Answer<FileObject>> {
     let Upload { source, key, .. } = upload;
-    let bar = output.progress.transfer(&upload.title, Some(source.bytes));
+    let bar = progress.transfer(&upload.title, Some(source.bytes));
     let attempt = async || -> Result<Answer<FileObject>, Failure> {
         bar.set_position(0);
         let sending = source.open(&bar).await?;
         // The fields stand before the file, so that the server can check its lines as they come.
-        let mut form = Form::new().text("purpose", args.purpose.clone());
-        for model in &args.models {
+        let mut form = Form::new().text("purpose", fields.purpose.to_owned());
+        for model in fields.models {
             form = form.text("target_model_names", model.clone());
         }
-        if let Some(expiry) = args.expires_after {
+        if let Some(expiry) = fields.expires_after {
             form = form
                 .text("expires_after[anchor]", "created_at")
                 .text("expires_after[seconds]", expiry.as_secs().to_string());
         }
-        if let Some(metadata) = metadata {
+        if let Some(metadata) = fields.metadata {
             form = form.text("metadata", metadata.to_owned());
         }
         let form = form.part("file", sending.part);
@@ -287,18 +330,14 @@ async fn put(
         answer
     };
     let file = tokio::select! {
-        file = client.repeating(REPEATS, &output.progress, attempt) => file,
-        never = tell(client, &output.progress, upload, &bar) => match never {},
+        file = client.repeating(REPEATS, progress, attempt) => file,
+        never = tell(client, progress, upload, &bar) => match never {},
     };
     bar.finish_and_clear();
-    let file = match file {
-        Ok(file) => file,
-        Err(failure) => return Err(upload.explained(failure).await),
-    };
-    if !output.json {
-        output.line(&file.value.id)?;
+    match file {
+        Ok(file) => Ok(file),
+        Err(failure) => Err(upload.explained(failure).await),
     }
-    Ok(file)
 }
 
 /// Says now and then how far an upload is, where no bar can be drawn.
