@@ -39,4 +39,30 @@ for (const [kind, call] of [
 }
 assert.ok((await client.files.delete(file.id)).deleted);
 await assert.rejects(client.files.retrieve(file.id), OpenAI.NotFoundError);
+
+const line = (number) => JSON.stringify({
+  custom_id: `t-${number}`,
+  method: "POST",
+  url: "/v1/responses",
+  body: { model: "m", input: "?" },
+});
+const content = Buffer.from([0, 1, 2].map((number) => `${line(number)}\n`).join(""));
+const source = await client.files.create({ file: await OpenAI.toFile(content, "in.jsonl"), purpose: "batch" });
+const over = { endpoint: "/v1/responses", completion_window: "24h" };
+let batch = await client.batches.create({ input_file_id: source.id, ...over });
+assert.equal(batch.status, "validating");
+while (batch.status !== "completed") {
+  assert.ok(["validating", "in_progress", "finalizing"].includes(batch.status), batch.status);
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  batch = await client.batches.retrieve(batch.id);
+}
+assert.deepEqual(batch.request_counts, { total: 3, completed: 3, failed: 0 });
+const answers = (await (await client.files.content(batch.output_file_id)).text()).trimEnd().split("\n");
+const texts = answers.map((answer) => JSON.parse(answer).response.body.output[0].content[0].text);
+assert.deepEqual(texts, ["Answer to t-2", "Answer to t-1", "Answer to t-0"]);
+const batches = [];
+for await (const entry of client.batches.list({ limit: 1 })) batches.push(entry.id);
+assert.deepEqual(batches, [batch.id]);
+await assert.rejects(client.batches.cancel(batch.id), OpenAI.ConflictError);
+await assert.rejects(client.batches.retrieve("batch_unknown"), OpenAI.NotFoundError);
 console.log("ok");
