@@ -63,13 +63,16 @@ class Receiver(http.server.BaseHTTPRequestHandler):
 receiver = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
 threading.Thread(target=receiver.serve_forever, daemon=True).start()
 host, account = sys.argv[1].removesuffix("/v1").rsplit("/", 1)
-settings = {
-    "batches": {"phase_ms": 100, "failing": {"t-1": 429}},
-    "webhook": {"url": f"http://127.0.0.1:{receiver.server_port}/hook", "secret": SECRET},
-}
-urllib.request.urlopen(
-    urllib.request.Request(f"{host}/_control/{account}/settings", json.dumps(settings).encode(), method="PUT")
-).close()
+
+
+def configure(**batches):
+    webhook = {"url": f"http://127.0.0.1:{receiver.server_port}/hook", "secret": SECRET}
+    settings = json.dumps({"batches": batches, "webhook": webhook}).encode()
+    url = f"{host}/_control/{account}/settings"
+    urllib.request.urlopen(urllib.request.Request(url, settings, method="PUT")).close()
+
+
+configure(phase_ms=50, failing={"t-1": 429})
 
 
 def line(number):
@@ -100,6 +103,7 @@ assert (failed["custom_id"], failed["response"]["status_code"]) == ("t-1", 429),
 event = client.webhooks.unwrap(*events.get(timeout=10), secret=SECRET)
 assert (event.type, event.data.id) == ("batch.completed", batch.id), event
 
+configure(phase_ms=50, hold_at="in_progress")
 second = client.batches.create(input_file_id=source.id, **chat)
 assert client.batches.cancel(second.id).status == "cancelling"
 event = client.webhooks.unwrap(*events.get(timeout=10), secret=SECRET)

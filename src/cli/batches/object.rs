@@ -165,7 +165,13 @@ impl BatchObject {
         let ended = self.completed_at.or(self.failed_at).or(self.expired_at).or(self.cancelled_at);
         let mut rows = vec![
             ("status", Some(status(&self.status))),
-            ("requests", Some(cell(&self.request_counts.text()))),
+            // Nobody has counted them yet where there are none.
+            (
+                "requests",
+                Some(self.request_counts)
+                    .filter(|counts| counts.total > 0)
+                    .map(|counts| cell(&counts.text())),
+            ),
             ("tokens", usage.map(|usage| cell(&usage))),
         ];
         rows.extend(self.reasons().map(|reason| ("error", Some(cell(&reason)))));
