@@ -168,6 +168,16 @@ pub fn get(path: &str) -> bytes::Bytes {
     format!("GET {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {KEY}\r\n\r\n").into()
 }
 
+/// `POST` of JSON to a path.
+pub fn post(path: &str, body: &str) -> bytes::Bytes {
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into()
+}
+
 /// `POST /v1/files` up to the content of its file, and what follows it.
 pub struct Form {
     pub head: Vec<u8>,

@@ -5,6 +5,7 @@
 //! operator has it: everything synced to disk, its log (`info`) written to a file. What follows `--` narrows the run:
 //! `cargo bench --bench numbers -- uploads reads`; `-- --help` shows the sizes.
 
+mod batches;
 mod deletes;
 mod idle;
 mod jobs;
@@ -95,6 +96,9 @@ pub struct Options {
     /// Files that a provider has
     #[arg(long, env = "LONGSHORE_BENCH_RECONCILED", default_value_t = 100_000)]
     reconciled: usize,
+    /// Batches that are open at one provider
+    #[arg(long, env = "LONGSHORE_BENCH_OPEN_BATCHES", default_value_t = 10_000)]
+    open_batches: usize,
     /// Seconds that a system without work is watched
     #[arg(long, env = "LONGSHORE_BENCH_IDLE", default_value_t = 20)]
     idle: usize,
@@ -126,6 +130,7 @@ impl Options {
             &mut self.waiting,
             &mut self.swept,
             &mut self.reconciled,
+            &mut self.open_batches,
             &mut self.idle,
         ] {
             *size = size.div_ceil(10);
@@ -178,7 +183,7 @@ const fn large(name: &'static str, run: fn(&Bench) -> Running<'_>) -> Row {
 }
 
 /// In the order of the table. The raw limits come first, and whatever is chosen comes beside them.
-const ROWS: [Row; 22] = [
+const ROWS: [Row; 24] = [
     row("raw-files", |bench| Box::pin(raw::files(bench))),
     row("raw-loopback", |bench| Box::pin(raw::loopback(bench))),
     row("raw-sqlite", |bench| Box::pin(raw::sqlite(bench))),
@@ -194,6 +199,8 @@ const ROWS: [Row; 22] = [
     row("deletes", |bench| Box::pin(deletes::files(bench))),
     large("sweep", |bench| Box::pin(deletes::sweep(bench))),
     large("reconcile", |bench| Box::pin(deletes::reconcile(bench))),
+    row("watch", |bench| Box::pin(batches::watch(bench))),
+    row("completion", |bench| Box::pin(batches::completion(bench))),
     row("waiters", |bench| Box::pin(waiters::all(bench))),
     row("jobs-sqlite", |bench| Box::pin(jobs::sqlite(bench))),
     on_postgres("jobs-postgres", |bench| Box::pin(jobs::postgres(bench))),

@@ -40,6 +40,8 @@ pub enum Unit {
     Megabytes,
     /// A share, from 0 to 1.
     Percent,
+    /// How often something was.
+    Times,
 }
 
 #[derive(Clone, Copy)]
@@ -127,6 +129,7 @@ impl Figure {
             Unit::Seconds => format!("{value:.1} s"),
             Unit::Megabytes => format!("{value:.0} MB"),
             Unit::Percent => format!("{:.2} %", value * 100.0),
+            Unit::Times => grouped(value),
         }
     }
 
@@ -147,6 +150,7 @@ impl Figure {
             Unit::Seconds => "s",
             Unit::Megabytes => "MB",
             Unit::Percent => "share",
+            Unit::Times => "1",
         };
         json!({"label": self.label, "value": self.value, "unit": unit, "at_least": at_least, "at_most": at_most})
     }

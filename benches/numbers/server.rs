@@ -19,6 +19,10 @@ pub struct Setup<'s> {
     pub database: &'s str,
     pub redis: &'s str,
     pub max_concurrency: usize,
+    /// Requests that each provider is allowed.
+    pub per_minute: usize,
+    /// More settings of each provider.
+    pub provider: &'s str,
 }
 
 impl Default for Setup<'_> {
@@ -30,6 +34,8 @@ impl Default for Setup<'_> {
             database: "sqlite://longshore.db",
             redis: "",
             max_concurrency: 16,
+            per_minute: 1_000_000_000,
+            provider: "",
         }
     }
 }
@@ -71,10 +77,12 @@ pub fn configure(
     for model in setup.models {
         text += &format!(
             "[[providers]]\nname = \"{model}\"\nkind = \"openai\"\nbase_url = \"{}\"\nmax_concurrency = {}\n\
-             requests_per_minute = 1000000000\nmax_batch_requests = 100000000\nmax_batch_bytes = \"4GiB\"\n\
+             requests_per_minute = {}\nmax_batch_requests = 100000000\nmax_batch_bytes = \"4GiB\"\n{}\
              [[models]]\nname = \"{model}\"\nprovider = \"{model}\"\nmodel = \"{model}-2026-11-23\"\n",
             base_url(model),
             setup.max_concurrency,
+            setup.per_minute,
+            setup.provider,
         );
     }
     Ok(std::fs::write(folder.join("longshore.toml"), text)?)

@@ -332,7 +332,7 @@ struct Id {
 }
 
 /// Finished jobs of one status older than `before`, with their attempts, at most `limit` of them. A
-/// failed upload or delete that a mapping still shows is kept: it can be retried.
+/// failed upload or delete that a mapping still shows is kept, and whatever is of an open batch: it can be retried.
 pub async fn prune(
     tx: &impl ConnectionTrait,
     status: JobStatus,
@@ -346,6 +346,8 @@ pub async fn prune(
          AND NOT EXISTS (SELECT 1 FROM mappings WHERE mappings.job_id = jobs.id AND mappings.status = 'failed') \
          AND NOT EXISTS (SELECT 1 FROM mappings WHERE mappings.delete_job_id = jobs.id \
          AND mappings.status = 'undeletable') \
+         AND NOT EXISTS (SELECT 1 FROM batch_runs WHERE batch_runs.batch_id = jobs.batch_id \
+         AND batch_runs.ended_at IS NULL) \
          ORDER BY finished_at LIMIT $2) RETURNING id"
     );
     let values: [Value; 2] = [before.0.into(), limit.into()];
