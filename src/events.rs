@@ -1,5 +1,8 @@
 //! Events: what changed, written in the transaction that changed it, for all who wait for it.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use sea_orm::ConnectionTrait;
 use sea_orm::DbErr;
 use sea_orm::FromQueryResult;
@@ -11,9 +14,21 @@ use crate::clock::Timestamp;
 use crate::db::is_postgres;
 use crate::db::placeholders;
 use crate::db::statement;
+use crate::files;
 use crate::ids::EventId;
 use crate::ids::FileId;
 use crate::ids::JobId;
+use crate::ids::SweepId;
+use crate::jobs::DELIVER_WEBHOOK;
+use crate::jobs::Ending;
+use crate::owners::Scope;
+use crate::webhooks;
+use crate::webhooks::Announcement;
+use crate::webhooks::EventType;
+use crate::webhooks::store::Listener;
+
+/// Who wants to resume a stream of events has this long.
+pub const KEPT: Duration = Duration::from_hours(24);
 
 /// What an event says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,9 +44,38 @@ pub enum EventKind {
     JobSucceeded,
     JobFailed,
     JobCancelled,
+    /// A `job.failed` that no webhook tells of: it is of a webhook.
+    DeliveryFailed,
 }
 
 impl EventKind {
+    /// What is said of a job's attempt that ended like this, if anything is.
+    pub fn of_ending(ending: &Ending, job_kind: &str) -> Option<Self> {
+        match ending {
+            Ending::Succeeded => Some(Self::JobSucceeded),
+            Ending::Failed(_) if job_kind == DELIVER_WEBHOOK => Some(Self::DeliveryFailed),
+            Ending::Failed(_) => Some(Self::JobFailed),
+            Ending::Cancelled => Some(Self::JobCancelled),
+            Ending::Retry { .. } => None,
+        }
+    }
+
+    /// What webhooks call it, if they tell of it.
+    pub const fn announced(self) -> Option<EventType> {
+        match self {
+            Self::FileProcessed => Some(EventType::FileProcessed),
+            Self::FileFailed => Some(EventType::FileFailed),
+            Self::FileDeleted => Some(EventType::FileDeleted),
+            Self::SweepCompleted => Some(EventType::SweepCompleted),
+            Self::JobFailed => Some(EventType::JobFailed),
+            Self::FileCreated
+            | Self::FilePurged
+            | Self::JobSucceeded
+            | Self::JobCancelled
+            | Self::DeliveryFailed => None,
+        }
+    }
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::FileCreated => "file.created",
@@ -41,7 +85,7 @@ impl EventKind {
             Self::FilePurged => "file.purged",
             Self::SweepCompleted => "sweep.completed",
             Self::JobSucceeded => "job.succeeded",
-            Self::JobFailed => "job.failed",
+            Self::JobFailed | Self::DeliveryFailed => "job.failed",
             Self::JobCancelled => "job.cancelled",
         }
     }
@@ -66,6 +110,9 @@ impl Event {
     }
 }
 
+/// Writes events, and the deliveries of those that somebody's webhooks tell of.
+///
+/// Where nobody has any, that costs no statement on PostgreSQL, and on SQLite one look into an empty index.
 pub async fn append(
     tx: &impl ConnectionTrait,
     now: Timestamp,
@@ -74,14 +121,35 @@ pub async fn append(
     if events.is_empty() {
         return Ok(());
     }
-    if is_postgres(tx) {
-        return append_together(tx, now, events).await;
-    }
+    let ids: Vec<_> = events.iter().map(|_| EventId::mint()).collect();
+    let announcements: Vec<_> = events
+        .iter()
+        .zip(&ids)
+        .filter_map(|(event, id)| {
+            let event_type = event.kind.announced()?;
+            Some(Announcement { id: *id, owner: &event.owner, event_type, subject: event.subject })
+        })
+        .collect();
+    let listeners = if is_postgres(tx) {
+        insert_together(tx, now, events, &ids, !announcements.is_empty()).await?
+    } else {
+        insert(tx, now, events, &ids).await?;
+        listeners(tx, &announcements).await?
+    };
+    webhooks::announce(tx, now, &announcements, &listeners).await
+}
+
+async fn insert(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    events: &[Event],
+    ids: &[EventId],
+) -> Result<(), DbErr> {
     const COLUMNS: usize = 5;
     let mut values: Vec<Value> = Vec::with_capacity(events.len() * COLUMNS);
-    for event in events {
+    for (event, id) in events.iter().zip(ids) {
         values.extend([
-            EventId::mint().0.into(),
+            id.0.into(),
             event.owner.clone().into(),
             event.kind.as_str().into(),
             event.subject.into(),
@@ -98,12 +166,26 @@ pub async fn append(
     tx.execute_raw(statement(tx, &sql, values)).await.map(|_| ())
 }
 
-/// As JSON: workers report any number at once, and the text is the same for all, so PostgreSQL plans it once.
-async fn append_together(
+/// Who may be told of these.
+async fn listeners(
+    tx: &impl ConnectionTrait,
+    announcements: &[Announcement<'_>],
+) -> Result<Vec<Listener>, DbErr> {
+    let mut owners: Vec<_> = announcements.iter().map(|event| event.owner).collect();
+    owners.sort_unstable();
+    owners.dedup();
+    if owners.is_empty() { Ok(Vec::new()) } else { webhooks::store::listening(tx, &owners).await }
+}
+
+/// As JSON: workers report any number at once, and the text is the same for all, so PostgreSQL plans it once. Who
+/// listens to their owners is answered by the same statement, if that is `wanted`.
+async fn insert_together(
     tx: &impl ConnectionTrait,
     now: Timestamp,
     events: &[Event],
-) -> Result<(), DbErr> {
+    ids: &[EventId],
+    wanted: bool,
+) -> Result<Vec<Listener>, DbErr> {
     #[derive(Serialize)]
     struct Row<'e> {
         id: Uuid,
@@ -113,19 +195,28 @@ async fn append_together(
     }
     let rows: Vec<_> = events
         .iter()
-        .map(|event| Row {
-            id: EventId::mint().0,
+        .zip(ids)
+        .map(|(event, id)| Row {
+            id: id.0,
             owner: &event.owner,
             kind: event.kind.as_str(),
             subject: event.subject,
         })
         .collect();
     let rows = serde_json::to_string(&rows).map_err(|error| DbErr::Json(error.to_string()))?;
-    let sql = "INSERT INTO events (id, owner, type, subject, created_at) \
-               SELECT id, owner, kind, subject, $2 \
-               FROM json_to_recordset($1::json) AS given(id uuid, owner text, kind text, subject uuid)";
+    let insert = "INSERT INTO events (id, owner, type, subject, created_at) \
+                  SELECT id, owner, kind, subject, $2 \
+                  FROM json_to_recordset($1::json) AS given(id uuid, owner text, kind text, subject uuid)";
     let values: [Value; 2] = [rows.into(), now.0.into()];
-    tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
+    if !wanted {
+        tx.execute_raw(statement(tx, insert, values)).await?;
+        return Ok(Vec::new());
+    }
+    let listening = webhooks::store::LISTENING;
+    let sql = format!(
+        "WITH written AS ({insert} RETURNING owner) {listening} (SELECT owner FROM written)"
+    );
+    Listener::find_by_statement(statement(tx, &sql, values)).all(tx).await
 }
 
 /// A place in the order of events: everything before it has been read.
@@ -133,13 +224,6 @@ async fn append_together(
 pub struct Cursor {
     txid: i64,
     seq: i64,
-}
-
-#[derive(Debug, FromQueryResult)]
-struct Row {
-    txid: i64,
-    seq: i64,
-    subject: Uuid,
 }
 
 /// PostgreSQL: transactions commit out of the order of their numbers. Only what lies below the oldest
@@ -162,21 +246,96 @@ pub async fn tail(db: &impl ConnectionTrait) -> Result<Cursor, DbErr> {
     Ok(end.map(|end| Cursor { txid: end.txid, seq: end.seq }).unwrap_or_default())
 }
 
-/// The subjects of the events behind `cursor`, at most `limit`, and the place behind them.
-pub async fn subjects_behind(
+/// An event that was read.
+#[derive(Clone, Debug, PartialEq, Eq, FromQueryResult)]
+pub struct Happened {
+    txid: i64,
+    seq: i64,
+    pub id: EventId,
+    pub owner: String,
+    /// The word of its [`EventKind`], which may be one of a newer version.
+    pub kind: String,
+    pub subject: Uuid,
+    pub created_at: Timestamp,
+}
+
+impl Happened {
+    /// The place behind it.
+    pub fn cursor(&self) -> Cursor {
+        Cursor { txid: self.txid, seq: self.seq }
+    }
+}
+
+/// The events behind `cursor` that `scope` may see, at most `limit`.
+pub async fn behind(
     db: &impl ConnectionTrait,
+    scope: &Scope,
     cursor: Cursor,
     limit: u64,
-) -> Result<(Vec<Uuid>, Cursor), DbErr> {
+) -> Result<Vec<Happened>, DbErr> {
     let visible = if is_postgres(db) { VISIBLE } else { "txid = 0" };
+    let (owned, owner) = match scope {
+        Scope::Everything => ("", None),
+        Scope::Owner(owner) => ("AND owner = $4", Some(owner.clone())),
+    };
     let sql = format!(
-        "SELECT txid, CAST(seq AS BIGINT) AS seq, subject FROM events \
-         WHERE {visible} AND (txid, seq) > ($1, $2) ORDER BY events.txid, events.seq LIMIT $3"
+        "SELECT txid, CAST(seq AS BIGINT) AS seq, id, owner, type AS kind, subject, created_at FROM events \
+         WHERE {visible} AND (txid, seq) > ($1, $2) {owned} ORDER BY events.txid, events.seq LIMIT $3"
     );
-    let values: [Value; 3] = [cursor.txid.into(), cursor.seq.into(), limit.into()];
-    let rows = Row::find_by_statement(statement(db, &sql, values)).all(db).await?;
-    let behind = rows.last().map_or(cursor, |row| Cursor { txid: row.txid, seq: row.seq });
-    Ok((rows.into_iter().map(|row| row.subject).collect(), behind))
+    let mut values: Vec<Value> = vec![cursor.txid.into(), cursor.seq.into(), limit.into()];
+    values.extend(owner.map(Value::from));
+    Happened::find_by_statement(statement(db, &sql, values)).all(db).await
+}
+
+/// What clients call the subjects of events, each with its event's kind.
+pub async fn names(
+    db: &impl ConnectionTrait,
+    events: &[(&str, Uuid)],
+) -> Result<HashMap<Uuid, String>, DbErr> {
+    let mut files = Vec::new();
+    let mut names = HashMap::with_capacity(events.len());
+    for (kind, subject) in events {
+        match kind.split_once('.') {
+            Some(("file", _)) => files.push(*subject),
+            Some(("sweep", _)) => {
+                names.insert(*subject, SweepId(*subject).to_string());
+            }
+            _ => {
+                names.insert(*subject, JobId(*subject).to_string());
+            }
+        }
+    }
+    names.extend(files::store::managed_ids(db, &files).await?);
+    Ok(names)
+}
+
+/// An event as clients are told of it, by a webhook or in a stream: in OpenAI's shape.
+pub fn told(
+    id: EventId,
+    kind: &str,
+    created_at: Timestamp,
+    subject: &str,
+) -> serde_json::Result<String> {
+    #[derive(Serialize)]
+    struct Told<'e> {
+        id: EventId,
+        object: &'static str,
+        r#type: &'e str,
+        created_at: i64,
+        data: Data<'e>,
+    }
+    #[derive(Serialize)]
+    struct Data<'e> {
+        /// What is said here is asked for by it.
+        id: &'e str,
+    }
+    serde_json::to_string(&Told {
+        id,
+        object: "event",
+        r#type: kind,
+        created_at: created_at.unix_seconds(),
+        data: Data { id: subject },
+    })
 }
 
 /// Forgets events older than `before`, at most `limit` of them.

@@ -2,6 +2,7 @@
 
 pub mod claims;
 pub mod control;
+pub mod deliveries;
 pub mod inspect;
 pub mod lanes;
 pub mod leases;
@@ -16,12 +17,15 @@ use serde::Deserialize;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::clock::Timestamp;
 use crate::ids::BatchId;
+use crate::ids::EventId;
 use crate::ids::FileId;
 use crate::ids::JobId;
 use crate::ids::MappingId;
 use crate::ids::ReconciliationId;
 use crate::ids::SweepId;
+use crate::ids::WebhookEndpointId;
 pub use status::JobStatus;
 
 /// What a job is to do. The payload carries ids only; the attempt reads the world afresh.
@@ -32,7 +36,11 @@ pub enum Work {
     DeleteFile(DeleteFile),
     Sweep(Sweep),
     Reconcile(Reconcile),
+    DeliverWebhook(DeliverWebhook),
 }
+
+/// The kind of deliveries: what becomes of one is never told by another.
+pub const DELIVER_WEBHOOK: &str = "deliver_webhook";
 
 /// Carries one file to one deployment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,10 +76,23 @@ pub struct Reconcile {
     pub reconciliation_id: ReconciliationId,
 }
 
+/// Tells one endpoint of one event. What the event says never changes, so that it goes with the job: the event's row
+/// may be gone before the last attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeliverWebhook {
+    pub event_id: EventId,
+    pub endpoint_id: WebhookEndpointId,
+    /// As it is sent.
+    pub event_type: String,
+    /// The file, job or sweep that it is about.
+    pub subject: uuid::Uuid,
+    pub created_at: Timestamp,
+}
+
 impl Work {
     /// The kinds that this version knows. Others, of a newer version, are left to it.
-    pub const KINDS: [&str; 5] =
-        ["upload_file", "verify_upload", "delete_file", "sweep", "reconcile"];
+    pub const KINDS: [&str; 6] =
+        ["upload_file", "verify_upload", "delete_file", "sweep", "reconcile", DELIVER_WEBHOOK];
 
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -80,6 +101,7 @@ impl Work {
             Self::DeleteFile(_) => "delete_file",
             Self::Sweep(_) => "sweep",
             Self::Reconcile(_) => "reconcile",
+            Self::DeliverWebhook(_) => DELIVER_WEBHOOK,
         }
     }
 
@@ -93,7 +115,10 @@ impl Work {
     pub const fn rank(&self) -> i32 {
         match self {
             Self::DeleteFile(payload) if payload.is_background => 1,
-            Self::UploadFile(_) | Self::DeleteFile(_) | Self::Sweep(_) => 0,
+            Self::UploadFile(_)
+            | Self::DeleteFile(_)
+            | Self::Sweep(_)
+            | Self::DeliverWebhook(_) => 0,
             Self::VerifyUpload(_) | Self::Reconcile(_) => 1,
         }
     }
@@ -110,6 +135,7 @@ impl Work {
             Self::DeleteFile(payload) => serde_json::to_string(payload),
             Self::Sweep(payload) => serde_json::to_string(payload),
             Self::Reconcile(payload) => serde_json::to_string(payload),
+            Self::DeliverWebhook(payload) => serde_json::to_string(payload),
         }
     }
 
@@ -125,6 +151,7 @@ impl Work {
             "delete_file" => serde_json::from_str(payload).map(Self::DeleteFile),
             "sweep" => serde_json::from_str(payload).map(Self::Sweep),
             "reconcile" => serde_json::from_str(payload).map(Self::Reconcile),
+            DELIVER_WEBHOOK => serde_json::from_str(payload).map(Self::DeliverWebhook),
             _ => Err(serde::de::Error::custom(format!(
                 "the kind `{kind}` is not known to this version"
             ))),
@@ -132,7 +159,7 @@ impl Work {
     }
 }
 
-/// A lane: the jobs that share one limit. There is one for each provider, and one for sweeps.
+/// A lane: the jobs that share one limit. There is one for each provider, one for sweeps, and one for deliveries.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lane(pub String);
 
@@ -144,6 +171,11 @@ impl Lane {
     /// The lane of sweeps. Nothing limits it but what a process takes on.
     pub fn sweeps() -> Self {
         Self("sweeps".to_owned())
+    }
+
+    /// The lane of deliveries. What limits it is what one endpoint may have at once (see [`deliveries`]).
+    pub fn webhooks() -> Self {
+        Self("webhooks".to_owned())
     }
 
     /// The provider whose lane this is.
@@ -292,6 +324,13 @@ mod tests {
             Work::DeleteFile(DeleteFile { mapping_id: MappingId::mint(), is_background: true }),
             Work::Sweep(Sweep { sweep_id: SweepId::mint() }),
             Work::Reconcile(Reconcile { reconciliation_id: ReconciliationId::mint() }),
+            Work::DeliverWebhook(DeliverWebhook {
+                event_id: EventId::mint(),
+                endpoint_id: WebhookEndpointId::mint(),
+                event_type: "file.processed".to_owned(),
+                subject: uuid::Uuid::now_v7(),
+                created_at: Timestamp(1),
+            }),
         ];
         for (work, kind) in jobs.into_iter().zip(Work::KINDS) {
             assert_eq!(work.kind(), kind);

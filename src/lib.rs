@@ -25,6 +25,7 @@ pub mod reconciliations;
 pub mod sandbox;
 pub mod sweeps;
 pub mod telemetry;
+pub mod webhooks;
 mod words;
 
 #[path = "../workers/mod.rs"]

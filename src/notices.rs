@@ -26,8 +26,10 @@ use uuid::Uuid;
 use crate::db::Db;
 use crate::events;
 use crate::events::Cursor;
+use crate::events::Happened;
 use crate::files;
 use crate::jobs;
+use crate::owners::Scope;
 use crate::sweeps;
 
 pub use self::redis::Relay;
@@ -218,17 +220,17 @@ impl Inner {
             return Ok(());
         }
         loop {
-            let (subjects, behind) =
-                events::subjects_behind(db.read(), place, EVENTS_AT_ONCE).await?;
-            place = behind;
+            let events =
+                events::behind(db.read(), &Scope::Everything, place, EVENTS_AT_ONCE).await?;
+            place = events.last().map_or(place, Happened::cursor);
             *cursor = Some(place);
             let waiters = self.lock_waiters();
-            for subject in &subjects {
-                if let Some(waiters) = waiters.get(subject) {
+            for event in &events {
+                if let Some(waiters) = waiters.get(&event.subject) {
                     waiters.notify.notify_waiters();
                 }
             }
-            if (subjects.len() as u64) < EVENTS_AT_ONCE {
+            if (events.len() as u64) < EVENTS_AT_ONCE {
                 return Ok(());
             }
         }

@@ -38,6 +38,9 @@ const LONGEST_POLL: Duration = Duration::from_secs(2);
 /// How long to rest after the database refused a claim.
 const FAILURE_PAUSE: Duration = Duration::from_millis(500);
 
+/// Deliveries that one process has under way: most of them wait for somebody's answer, and cost little.
+const DELIVERIES: usize = 256;
+
 /// A lane as this process serves it.
 struct Serving {
     lane: Lane,
@@ -131,6 +134,12 @@ impl Dispatcher {
             slots: app.config.workers.concurrency.get() as usize,
             running: Arc::default(),
         });
+        lanes.push(Serving {
+            lane: Lane::webhooks(),
+            limits: Limits { max_concurrency: u32::MAX, requests_per_minute: None },
+            slots: DELIVERIES,
+            running: Arc::default(),
+        });
         Self {
             app,
             worker,
@@ -191,7 +200,8 @@ impl Dispatcher {
         let claiming = self.held.claiming().await;
         // The lease is counted from before the claim: by our own clock it ends early, never late.
         let claimed_at = Instant::now();
-        let round = self.claim().await?;
+        let has_deliveries = due.next_delivery.is_some_and(|next| next <= due.now);
+        let round = self.claim(has_deliveries).await?;
         let is_fruitless = round.claims.is_empty();
         let mut attempts = Vec::new();
         for (place, (claims, is_probe)) in round.claims {
@@ -237,13 +247,13 @@ impl Dispatcher {
         }
     }
 
-    async fn claim(&self) -> Result<Round, DbErr> {
+    async fn claim(&self, has_deliveries: bool) -> Result<Round, DbErr> {
         let wanted: Arc<[(usize, Lane, Limits, usize)]> = self
             .lanes
             .iter()
             .enumerate()
             .map(|(place, serving)| (place, serving.lane.clone(), serving.limits, serving.free()))
-            .filter(|(_, _, _, free)| *free > 0)
+            .filter(|(_, lane, _, free)| *free > 0 && (has_deliveries || *lane != Lane::webhooks()))
             .collect();
         let (worker, lease) = (self.worker.clone(), self.times.lease);
         self.app
@@ -281,7 +291,7 @@ impl Dispatcher {
                                 &state,
                                 &admission,
                                 claims.iter().map(|job| Work::calls(&job.kind)).sum(),
-                                (last.id, &last.owner),
+                                (last.id, &last.turn()),
                             )
                             .await?;
                             all.extend(claims.iter().cloned());

@@ -4,6 +4,7 @@ mod attempt;
 mod backend;
 pub mod daemon;
 mod delete_file;
+mod deliver_webhook;
 mod dispatch;
 mod endings;
 mod expiry;

@@ -12,6 +12,7 @@ use super::attempt::Conclusion;
 use super::attempt::Done;
 use super::attempt::Effects;
 use super::delete_file;
+use super::deliver_webhook;
 use super::reconcile;
 use super::sweep;
 use super::upload_file;
@@ -33,6 +34,7 @@ pub async fn run(attempt: &Attempt, work: &Work) -> Done {
         Work::DeleteFile(payload) => delete_file::run(attempt, payload).await,
         Work::Sweep(payload) => sweep::run(attempt, payload).await,
         Work::Reconcile(payload) => reconcile::run(attempt, payload).await,
+        Work::DeliverWebhook(payload) => deliver_webhook::run(attempt, payload).await,
     }
 }
 
@@ -59,6 +61,8 @@ pub async fn ended_unseen(
         Work::UploadFile(payload) => upload_file::ended_unseen(tx, now, payload, ending).await,
         // It looks and deletes, and the next look sees what is left.
         Work::VerifyUpload(_) => Ok(()),
+        // The receiver may be told twice, by the same id.
+        Work::DeliverWebhook(_) => Ok(()),
         Work::DeleteFile(payload) => delete_file::ended_unseen(tx, now, payload, ending).await,
         Work::Sweep(payload) => sweep::ended_unseen(tx, now, payload, ending).await,
         Work::Reconcile(payload) => reconcile::ended_unseen(tx, now, payload, ending).await,

@@ -17,6 +17,9 @@ mod m20261123_000008_create_idempotency_keys;
 mod m20261127_000009_create_deletions;
 mod m20261127_000010_create_sweeps;
 mod m20261127_000011_create_reconciliations;
+mod m20261127_000014_create_webhook_endpoints;
+mod m20261127_000015_add_deliveries_to_jobs;
+mod m20261127_000016_index_events_by_owner;
 
 /// The list of migrations, in the order in which they are applied.
 pub struct Migrator;
@@ -36,6 +39,9 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000009_create_deletions::Migration),
             Box::new(m20261127_000010_create_sweeps::Migration),
             Box::new(m20261127_000011_create_reconciliations::Migration),
+            Box::new(m20261127_000014_create_webhook_endpoints::Migration),
+            Box::new(m20261127_000015_add_deliveries_to_jobs::Migration),
+            Box::new(m20261127_000016_index_events_by_owner::Migration),
         ]
     }
 }

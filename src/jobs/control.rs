@@ -4,6 +4,7 @@ use crate::db::Transaction;
 use sea_orm::ConnectionTrait;
 use sea_orm::DbErr;
 
+use super::Ending;
 use super::Failure;
 use super::JobStatus;
 use super::Work;
@@ -64,7 +65,9 @@ pub async fn fail_waiting(
         return Ok(false);
     }
     give_up(tx, now, job, failure).await?;
-    events::append(tx, now, &[Event::of_job(EventKind::JobFailed, &job.owner, job.id)]).await?;
+    let said = EventKind::of_ending(&Ending::Failed(failure.clone()), &job.kind);
+    let said = said.map(|kind| Event::of_job(kind, &job.owner, job.id));
+    events::append(tx, now, said.as_slice()).await?;
     Ok(true)
 }
 
@@ -89,7 +92,7 @@ async fn give_up(
             mappings::deletion::give_up(tx, now, &upload, failure).await
         }
         // A payload that cannot be read stands for nothing that could be given up.
-        Ok(Work::VerifyUpload(_)) | Err(_) => Ok(()),
+        Ok(Work::VerifyUpload(_) | Work::DeliverWebhook(_)) | Err(_) => Ok(()),
         Ok(Work::Sweep(payload)) => sweeps::fail(tx, now, payload.sweep_id, failure).await,
         Ok(Work::Reconcile(payload)) => {
             let id = payload.reconciliation_id;
