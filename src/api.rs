@@ -7,6 +7,7 @@ pub mod body;
 mod description;
 mod disposition;
 mod error;
+mod events;
 pub mod files;
 mod health;
 mod idempotency;
@@ -22,6 +23,7 @@ mod rest;
 pub mod server;
 mod sweeps;
 mod wait;
+mod webhook_endpoints;
 
 use axum::Extension;
 use axum::Router;
@@ -56,6 +58,8 @@ fn routes() -> OpenApiRouter<Api> {
         .merge(files::routes())
         .merge(jobs::routes())
         .merge(sweeps::routes())
+        .merge(webhook_endpoints::routes())
+        .merge(events::routes())
         .merge(models::routes())
         .merge(admin::routes())
         .merge(reconciliations::routes())

@@ -230,6 +230,27 @@ pub struct Cursor {
 /// one still running is read; nothing can appear below it any more.
 const VISIBLE: &str = "txid < pg_snapshot_xmin(pg_current_snapshot())::text::bigint";
 
+impl Cursor {
+    /// As a client keeps it. `at` is when nothing before it was missing: later on, what was behind it may be pruned.
+    pub fn to_text(self, at: Timestamp) -> String {
+        let mut bytes = [0; 24];
+        for (part, number) in bytes.chunks_mut(8).zip([self.txid, self.seq, at.0]) {
+            part.copy_from_slice(&number.to_be_bytes());
+        }
+        data_encoding::BASE64URL_NOPAD.encode(&bytes)
+    }
+
+    /// Reads what [`Cursor::to_text`] wrote.
+    pub fn from_text(text: &str) -> Option<(Self, Timestamp)> {
+        let bytes = data_encoding::BASE64URL_NOPAD.decode(text.as_bytes()).ok()?;
+        let bytes: [u8; 24] = bytes.try_into().ok()?;
+        let mut numbers =
+            bytes.chunks(8).filter_map(|part| part.try_into().ok().map(i64::from_be_bytes));
+        let (txid, seq, at) = (numbers.next()?, numbers.next()?, numbers.next()?);
+        Some((Self { txid, seq }, Timestamp(at)))
+    }
+}
+
 /// The end of what can be read now.
 pub async fn tail(db: &impl ConnectionTrait) -> Result<Cursor, DbErr> {
     #[derive(FromQueryResult)]
@@ -309,15 +330,44 @@ pub async fn names(
     Ok(names)
 }
 
+/// An event in words, for a stream of them.
+#[derive(Debug)]
+pub struct Told {
+    pub cursor: Cursor,
+    pub kind: String,
+    pub created_at: Timestamp,
+    pub json: String,
+}
+
+/// Puts events into words.
+pub async fn tell(
+    db: &impl ConnectionTrait,
+    events: Vec<Happened>,
+) -> Result<Vec<(Happened, Told)>, DbErr> {
+    let subjects: Vec<_> =
+        events.iter().map(|event| (event.kind.as_str(), event.subject)).collect();
+    let names = names(db, &subjects).await?;
+    let told = events.into_iter().map(|event| {
+        let unnamed = || event.subject.to_string();
+        let name = names.get(&event.subject).cloned().unwrap_or_else(unnamed);
+        let json = to_json(event.id, &event.kind, event.created_at, &name);
+        let json = json.map_err(|error| DbErr::Json(error.to_string()))?;
+        let (kind, created_at) = (event.kind.clone(), event.created_at);
+        let told = Told { cursor: event.cursor(), kind, created_at, json };
+        Ok((event, told))
+    });
+    told.collect()
+}
+
 /// An event as clients are told of it, by a webhook or in a stream: in OpenAI's shape.
-pub fn told(
+pub fn to_json(
     id: EventId,
     kind: &str,
     created_at: Timestamp,
     subject: &str,
 ) -> serde_json::Result<String> {
     #[derive(Serialize)]
-    struct Told<'e> {
+    struct Event<'e> {
         id: EventId,
         object: &'static str,
         r#type: &'e str,
@@ -329,7 +379,7 @@ pub fn told(
         /// What is said here is asked for by it.
         id: &'e str,
     }
-    serde_json::to_string(&Told {
+    serde_json::to_string(&Event {
         id,
         object: "event",
         r#type: kind,
@@ -344,4 +394,19 @@ pub async fn prune(tx: &impl ConnectionTrait, before: Timestamp, limit: u32) -> 
                ORDER BY created_at LIMIT $2)";
     let values: [Value; 2] = [before.0.into(), limit.into()];
     Ok(tx.execute_raw(statement(tx, sql, values)).await?.rows_affected())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_in_the_order_of_events_reads_back_and_nothing_else_does() {
+        let cursor = Cursor { txid: 7, seq: i64::MAX };
+        let text = cursor.to_text(Timestamp(5));
+        assert_eq!(Cursor::from_text(&text), Some((cursor, Timestamp(5))));
+        for other in ["", "x", "evt_x", &text[1..], &format!("{text}AAAA"), "ä"] {
+            assert_eq!(Cursor::from_text(other), None, "{other}");
+        }
+    }
 }

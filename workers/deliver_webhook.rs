@@ -23,6 +23,7 @@ use crate::jobs::Ending;
 use crate::jobs::Failure;
 use crate::jobs::Spend;
 use crate::jobs::deliveries::MAX_ATTEMPTS;
+use crate::jobs::retry::Verdict;
 use crate::webhooks;
 use crate::webhooks::sender::Message;
 use crate::webhooks::sender::Unsent;
@@ -88,7 +89,7 @@ async fn deliver(
         let message = "what this event is about does not exist";
         return Err(Conclusion::permanent("subject_missing", message));
     };
-    let body = events::told(payload.event_id, &payload.event_type, payload.created_at, name);
+    let body = events::to_json(payload.event_id, &payload.event_type, payload.created_at, name);
     let body =
         body.map_err(|error| Conclusion::permanent("event_unwritable", error.to_string()))?;
     // By the database's clock: a receiver refuses what this machine's, if it is off, makes old or new.
@@ -111,7 +112,8 @@ fn answered(attempt: &Attempt, status: u16) -> Conclusion {
         ..Failure::transient("webhook_refused", format!("the endpoint answered {status}"))
     };
     if status == GONE {
-        Conclusion::permanent("webhook_gone", failure.message)
+        let failure = Failure { retryable: false, ..failure };
+        Conclusion::Failed { failure, verdict: Verdict::Permanent }
     } else {
         failed(attempt, failure)
     }

@@ -17,7 +17,6 @@ use crate::events;
 use crate::events::Event;
 use crate::events::EventKind;
 use crate::files;
-use crate::jobs::Ending;
 use crate::jobs::leases;
 use crate::jobs::leases::End;
 

@@ -62,7 +62,8 @@ struct JobObject {
     object: &'static str,
     /// What it does: `upload_file` carries a file to a deployment, `verify_upload` looks for copies that an
     /// upload with an unknown outcome left, `delete_file` deletes a copy, `sweep` deletes many
-    /// files, `reconcile` compares a provider's list with what is known here. Newer versions know more.
+    /// files, `reconcile` compares a provider's list with what is known here, `deliver_webhook` tells an endpoint of
+    /// an event. Newer versions know more.
     kind: String,
     #[schema(schema_with = job_status)]
     status: String,

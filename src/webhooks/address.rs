@@ -354,7 +354,8 @@ mod tests {
                 prop_assert_eq!(parse(&url, Reach::Public).is_ok(), is_public(address.into()), "{}", url);
             }
             for translated in [address.to_ipv6_mapped(), address.to_ipv6_compatible()] {
-                prop_assert!(parse(&format!("https://[{translated}]/"), Reach::Public).is_err());
+                let url = format!("https://[{translated}]/");
+                prop_assert!(parse(&url, Reach::Public).is_err());
             }
         }
     }

@@ -228,7 +228,8 @@ mod tests {
             let now = Timestamp::from_unix_seconds(TIMESTAMP);
             prop_assert_eq!(verify([&secret], signed, body.as_bytes(), now), Ok(()));
             prop_assert_eq!(verify([&secret], signed, other.as_bytes(), now).is_ok(), body == other);
-            let renamed = Signed { id: &format!("{id}x"), ..signed };
+            let other_id = format!("{id}x");
+            let renamed = Signed { id: &other_id, ..signed };
             prop_assert!(verify([&secret], renamed, body.as_bytes(), now).is_err());
         }
     }

@@ -33,3 +33,4 @@ mod sweeps;
 mod takeovers;
 mod terminal;
 mod uploads;
+mod webhooks;
