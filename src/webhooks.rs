@@ -8,11 +8,12 @@ pub mod signature;
 pub mod store;
 pub mod vault;
 
+use std::time::Duration;
+
 use sea_orm::ConnectionTrait;
 use sea_orm::DbErr;
 use secrecy::ExposeSecret as _;
 use secrecy::SecretString;
-use std::time::Duration;
 
 use self::store::Endpoint;
 use self::store::Listener;

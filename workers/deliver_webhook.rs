@@ -112,7 +112,8 @@ fn answered(attempt: &Attempt, status: u16) -> Conclusion {
         ..Failure::transient("webhook_refused", format!("the endpoint answered {status}"))
     };
     if status == GONE {
-        let failure = Failure { retryable: false, ..failure };
+        let code = "webhook_gone".to_owned();
+        let failure = Failure { code, retryable: false, ..failure };
         Conclusion::Failed { failure, verdict: Verdict::Permanent }
     } else {
         failed(attempt, failure)

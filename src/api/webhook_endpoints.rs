@@ -1,5 +1,8 @@
 //! `/v1/webhook_endpoints` and `/v1/webhook_event_types`, as the OpenAI SDKs' `client.webhooks` has them.
 
+mod fields;
+mod object;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,23 +10,28 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Json;
 use axum::response::Response;
-use secrecy::ExposeSecret as _;
 use serde::Deserialize;
-use serde::Deserializer;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa::openapi::Object;
-use utoipa::openapi::ObjectBuilder;
-use utoipa::openapi::SchemaFormat;
-use utoipa::openapi::schema::Array;
-use utoipa::openapi::schema::ArrayBuilder;
-use utoipa::openapi::schema::Type;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use self::fields::checked_name;
+use self::fields::checked_type;
+use self::fields::checked_types;
+use self::fields::checked_url;
+use self::fields::event_types;
+use self::fields::given;
+use self::fields::name;
+use self::fields::url;
+use self::object::EndpointObject;
+use self::object::event_type;
+use self::object::revealed;
+use self::object::sealed;
+use self::object::status;
 use super::Api;
 use super::auth::Authenticated;
-use super::description::described;
 use super::description::words;
 use super::error::Conflict;
 use super::error::DiskFull;
@@ -47,13 +55,10 @@ use crate::ids::WebhookEndpointId;
 use crate::owners::Caller;
 use crate::webhooks;
 use crate::webhooks::Change;
-use crate::webhooks::DisabledReason;
 use crate::webhooks::EndpointStatus;
 use crate::webhooks::EventType;
 use crate::webhooks::NewEndpoint;
 use crate::webhooks::Sealed;
-use crate::webhooks::address;
-use crate::webhooks::address::MAX_URL;
 use crate::webhooks::sender::Message;
 use crate::webhooks::store;
 use crate::webhooks::store::Endpoint;
@@ -62,7 +67,6 @@ use crate::webhooks::vault::Vault;
 const PATH: &str = "/v1/webhook_endpoints";
 const ROTATE_PATH: &str = "/v1/webhook_endpoints/{id}/rotate_secret";
 const LIMITS: Limits = Limits { default: 20, most: 100 };
-const MAX_NAME: usize = 256;
 /// What a test says that it is about: nothing that exists.
 const SAMPLE: &str = "sample";
 
@@ -73,77 +77,6 @@ pub fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(rotate_secret))
         .routes(routes!(test))
         .routes(routes!(list_event_types))
-}
-
-/// A URL that is told of its owner's events.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
-#[schema(as = WebhookEndpoint)]
-struct EndpointObject {
-    id: String,
-    #[schema(schema_with = is_endpoint)]
-    object: String,
-    name: String,
-    url: String,
-    /// What it is told of.
-    event_types: Vec<String>,
-    #[schema(schema_with = status)]
-    status: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = disabled_reasons, required = false)]
-    disabled_reason: Option<String>,
-    /// Since when nothing got through to it.
-    #[schema(required = true)]
-    failing_since: Option<i64>,
-    /// The end of the secret, to tell it from others.
-    signing_secret_hint: String,
-    /// Until when the secret before this one signs too.
-    #[schema(required = true)]
-    old_secret_active_until: Option<i64>,
-    created_at: i64,
-    /// When its owner last changed it, or its secret.
-    updated_at: i64,
-    /// The secret that deliveries are signed with, in the answer that made it and never again.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = String, required = false)]
-    signing_secret: Option<String>,
-}
-
-fn is_endpoint() -> Object {
-    words(["webhook_endpoint"])
-}
-
-fn status() -> Object {
-    words(EndpointStatus::ALL.map(EndpointStatus::as_str))
-}
-
-fn disabled_reasons() -> Object {
-    let text = "`gone`: it answered 410. `failing`: for as long as one delivery was tried, some three days, none got \
-                through. `by_owner`: its owner said so. An update with the status `enabled` enables it again.";
-    described(words(DisabledReason::ALL.map(DisabledReason::as_str)), text)
-}
-
-fn event_type() -> Object {
-    words(EventType::ALL.map(EventType::as_str))
-}
-
-impl EndpointObject {
-    fn new(endpoint: &Endpoint) -> Result<Self, Error> {
-        Ok(Self {
-            id: endpoint.id.to_string(),
-            object: "webhook_endpoint".to_owned(),
-            name: endpoint.name.clone(),
-            url: endpoint.url.clone(),
-            event_types: endpoint.event_types()?,
-            status: endpoint.status()?.to_string(),
-            disabled_reason: endpoint.disabled_reason().map(str::to_owned),
-            failing_since: endpoint.failing_since.map(|at| at.unix_seconds()),
-            signing_secret_hint: endpoint.secret_hint.clone(),
-            old_secret_active_until: endpoint.previous_until.map(|at| at.unix_seconds()),
-            created_at: endpoint.created_at.unix_seconds(),
-            updated_at: endpoint.updated_at.unix_seconds(),
-            signing_secret: None,
-        })
-    }
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -181,80 +114,6 @@ struct Update {
     status: Option<String>,
 }
 
-/// What is said has a value: a `null` may have been meant to be one.
-fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
-}
-
-fn name() -> Object {
-    ObjectBuilder::new()
-        .schema_type(Type::String)
-        .description(Some("What you call it."))
-        .min_length(Some(1))
-        .max_length(Some(MAX_NAME))
-        .pattern(Some(r"^[^\x00-\x1f\x7f-\x9f]*$"))
-        .build()
-}
-
-fn url() -> Object {
-    let text = "Where deliveries go: https, without user, password and fragment, at a public address. The server may \
-                allow others (`webhooks.allow_private_addresses`).";
-    ObjectBuilder::new()
-        .schema_type(Type::String)
-        .description(Some(text))
-        .format(Some(SchemaFormat::Custom("uri".to_owned())))
-        .min_length(Some(1))
-        .max_length(Some(MAX_URL))
-        .build()
-}
-
-fn event_types() -> Array {
-    ArrayBuilder::new()
-        .description(Some("All that it is told of."))
-        .items(event_type())
-        .min_items(Some(1))
-        .build()
-}
-
-fn checked_name(name: &str) -> Result<String, Error> {
-    let is_short = (1..=MAX_NAME).contains(&name.chars().count());
-    if !is_short || name.chars().any(char::is_control) {
-        let message =
-            format!("`name` must be 1 to {MAX_NAME} characters, none of them a control character");
-        return Err(Error::invalid("name", message));
-    }
-    Ok(name.to_owned())
-}
-
-async fn checked_url(app: &App, url: &str) -> Result<String, Error> {
-    let refused = |refused: address::Refused| Error::invalid("url", refused.to_string());
-    let reach = app.webhooks.reach();
-    let parsed = address::parse(url, reach).map_err(refused)?;
-    address::check_resolved(&parsed, reach).await.map_err(refused)?;
-    Ok(url.to_owned())
-}
-
-/// Each once, in the order in which they were named.
-fn checked_types(names: &[String]) -> Result<Vec<EventType>, Error> {
-    let mut types = Vec::new();
-    for name in names {
-        let event_type = checked_type("event_types", name)?;
-        if !types.contains(&event_type) {
-            types.push(event_type);
-        }
-    }
-    if types.is_empty() {
-        return Err(Error::invalid("event_types", "`event_types` is empty; name at least one"));
-    }
-    Ok(types)
-}
-
-fn checked_type(param: &'static str, name: &str) -> Result<EventType, Error> {
-    name.parse().map_err(|message: String| Error::invalid(param, message))
-}
-
 fn vault(app: &App) -> Result<&Vault, Error> {
     app.vault.as_ref().ok_or_else(|| Error::Conflict {
         code: "encryption_key_missing",
@@ -264,26 +123,6 @@ fn vault(app: &App) -> Result<&Vault, Error> {
             .to_owned(),
         retry_after: None,
     })
-}
-
-/// An answer that may be kept: its secret is sealed.
-fn sealed(endpoint: &Endpoint, secret: &Sealed) -> Result<String, Error> {
-    let signing_secret = Some(data_encoding::BASE64.encode(&secret.bytes));
-    let object = EndpointObject { signing_secret, ..EndpointObject::new(endpoint)? };
-    serde_json::to_string(&object).map_err(|error| Error::Internal(error.into()))
-}
-
-/// The answer as it is sent.
-fn revealed(vault: &Vault, kept: &str) -> Result<String, Error> {
-    let reveal = || -> anyhow::Result<String> {
-        let mut object: EndpointObject = serde_json::from_str(kept)?;
-        let stored = object.signing_secret.take().unwrap_or_default();
-        let stored = data_encoding::BASE64.decode(stored.as_bytes())?;
-        let secret = vault.unseal(object.id.parse()?, &stored)?;
-        object.signing_secret = Some(secret.expose_secret().to_owned());
-        Ok(serde_json::to_string(&object)?)
-    };
-    reveal().map_err(Error::Internal)
 }
 
 /// Create a webhook endpoint
@@ -568,11 +407,13 @@ async fn rotate_secret(
 }
 
 #[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(default)]
 #[schema(as = TestWebhookEndpoint)]
 struct Test {
     /// What the sample says that it is.
-    #[schema(schema_with = event_type)]
-    event_type: String,
+    #[serde(deserialize_with = "given")]
+    #[schema(schema_with = event_type, required = true)]
+    event_type: Option<String>,
 }
 
 /// How a test went.
@@ -622,7 +463,8 @@ async fn test(
             "`event_type` is missing; send `{\"event_type\": \"file.processed\"}`",
         )
     };
-    let event_type = checked_type("event_type", &body.ok_or_else(missing)?.event_type)?;
+    let event_type = body.unwrap_or_default().event_type.ok_or_else(missing)?;
+    let event_type = checked_type("event_type", &event_type)?;
     let _place = app.webhooks.place_for_test().ok_or_else(|| Error::Limited {
         code: "too_many_tests",
         message: "too many webhook endpoints are being tested; try again".to_owned(),

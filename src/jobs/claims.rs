@@ -273,7 +273,7 @@ pub struct Due {
 pub async fn next_due(db: &impl ConnectionTrait) -> Result<Due, DbErr> {
     let sql = format!(
         "SELECT {} AS now, (SELECT min(run_at) FROM jobs WHERE lease_owner IS NULL AND finished_at IS NULL) AS next, \
-         (SELECT min(run_at) FROM jobs WHERE webhook_endpoint_id IS NOT NULL AND lease_owner IS NULL \
+         (SELECT min(run_at) FROM jobs WHERE event_id IS NOT NULL AND lease_until IS NULL \
          AND finished_at IS NULL) AS next_delivery",
         db::now(db)
     );

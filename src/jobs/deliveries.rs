@@ -28,8 +28,9 @@ pub const MAX_ATTEMPTS: u32 = 10;
 const MOST_AT_ONCE: i64 = 8;
 /// Endpoints that one claim looks at; the next claim goes on behind them.
 const MAX_ENDPOINTS: usize = 32;
-/// What waits, in the words of its index.
-const READY: &str = "webhook_endpoint_id IS NOT NULL AND status IN ('queued', 'retrying')";
+/// What waits, in the words of its index, which are those of no other.
+const READY: &str =
+    "webhook_endpoint_id IS NOT NULL AND lease_until IS NULL AND finished_at IS NULL";
 
 /// A delivery to be written.
 #[derive(Clone, Debug)]
@@ -142,7 +143,7 @@ async fn turns(
         "WITH RECURSIVE turn(endpoint) AS (SELECT {} UNION ALL \
          SELECT {} FROM turn WHERE turn.endpoint IS NOT NULL), \
          rooms AS (SELECT turn.endpoint, CASE WHEN failing_since IS NULL THEN {MOST_AT_ONCE} ELSE 1 END - \
-         (SELECT count(*) FROM jobs WHERE webhook_endpoint_id = turn.endpoint AND status = 'running') AS room \
+         (SELECT count(*) FROM jobs WHERE webhook_endpoint_id = turn.endpoint AND lease_until IS NOT NULL) AS room \
          FROM turn LEFT JOIN webhook_endpoints ON webhook_endpoints.id = turn.endpoint \
          WHERE turn.endpoint IS NOT NULL AND (SELECT min(run_at) FROM jobs WHERE {READY} \
          AND webhook_endpoint_id = turn.endpoint) <= {}) \
@@ -179,10 +180,9 @@ pub async fn cancel_stranded(
     now: Timestamp,
     limit: u32,
 ) -> Result<u64, DbErr> {
-    let ready = READY.replace("status", "jobs.status");
     let chosen = format!(
         "SELECT jobs.id FROM webhook_endpoints, jobs WHERE webhook_endpoints.status <> 'enabled' \
-         AND jobs.webhook_endpoint_id = webhook_endpoints.id AND {ready} LIMIT $2"
+         AND webhook_endpoint_id = webhook_endpoints.id AND {READY} LIMIT $2"
     );
     cancel(tx, &chosen, [now.0.into(), limit.into()]).await
 }
@@ -195,7 +195,7 @@ async fn cancel<const N: usize>(
     let lock = if is_postgres(tx) { "FOR UPDATE OF jobs SKIP LOCKED" } else { "" };
     let sql = format!(
         "UPDATE jobs SET status = 'cancelled', finished_at = $1 WHERE id IN ({chosen} {lock}) \
-         AND status IN ('queued', 'retrying')"
+         AND status <> 'running' AND finished_at IS NULL"
     );
     Ok(tx.execute_raw(statement(tx, &sql, values)).await?.rows_affected())
 }

@@ -28,6 +28,7 @@ mod secrets;
 mod shutdowns;
 mod slow;
 mod storm;
+mod streams;
 mod support;
 mod sweeps;
 mod takeovers;
