@@ -144,6 +144,12 @@ pub async fn owner(
     row.map(|row| row.try_get("", "owner")).transpose()
 }
 
+/// The newest endpoints of all owners, at most `limit`.
+pub async fn newest(db: &impl ConnectionTrait, limit: u32) -> Result<Vec<Endpoint>, DbErr> {
+    let sql = format!("{SELECT} WHERE status <> 'deleted' ORDER BY id DESC LIMIT $1");
+    Endpoint::find_by_statement(statement(db, &sql, [limit.into()])).all(db).await
+}
+
 /// One page of endpoints, `page.limit + 1` at most: the one more tells that there is another page.
 pub async fn list(
     db: &impl ConnectionTrait,

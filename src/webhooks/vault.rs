@@ -75,11 +75,25 @@ impl Vault {
     ///
     /// When the file of the key cannot be read or made, or holds something else.
     pub fn open(config: &Config) -> anyhow::Result<Option<Self>> {
+        if let KeyPlace::File(path) = KeyPlace::of(config)
+            && !path.exists()
+        {
+            make_key(&path)
+                .with_context(|| format!("cannot make the encryption key `{}`", path.display()))?;
+        }
+        Self::existing(config)
+    }
+
+    /// As [`Vault::open`], without making anything.
+    ///
+    /// # Errors
+    ///
+    /// When the file of the key cannot be read, or holds something else.
+    pub fn existing(config: &Config) -> anyhow::Result<Option<Self>> {
         let key = match KeyPlace::of(config) {
             KeyPlace::Configuration => config.auth.encryption_key.clone(),
-            KeyPlace::File(path) => Some(key_in(&path).with_context(|| {
-                format!("cannot use the encryption key in `{}`", path.display())
-            })?),
+            KeyPlace::File(path) => key_in(&path)
+                .with_context(|| format!("cannot use the encryption key `{}`", path.display()))?,
             KeyPlace::Nowhere => None,
         };
         Ok(key.map(|key| Self { key }))
@@ -123,16 +137,16 @@ impl Vault {
     }
 }
 
-/// The key in a file, which is made if there is none.
-fn key_in(path: &Path) -> anyhow::Result<EncryptionKey> {
-    let text = match std::fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            make_key(path)?;
-            std::fs::read_to_string(path)?
+/// The key in a file, if there is one.
+fn key_in(path: &Path) -> anyhow::Result<Option<EncryptionKey>> {
+    match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+        Ok(text) => {
+            let key = EncryptionKey::from_base64(&text);
+            key.map(Some).context("it does not hold 32 bytes in base64")
         }
-        read => read?,
-    };
-    EncryptionKey::from_base64(&text).context("it does not hold 32 bytes in base64")
+    }
 }
 
 /// Makes a key, unless another process was faster: whole, and on disk, before it has its name.
@@ -187,8 +201,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("longshore.db.key");
         let keys: Vec<_> = std::thread::scope(|scope| {
-            let makers: Vec<_> =
-                (0..8).map(|_| scope.spawn(|| *key_in(&path).unwrap().expose())).collect();
+            let make = || {
+                make_key(&path).unwrap();
+                *key_in(&path).unwrap().unwrap().expose()
+            };
+            let makers: Vec<_> = (0..8).map(|_| scope.spawn(make)).collect();
             makers.into_iter().map(|maker| maker.join().unwrap()).collect()
         });
         assert!(keys.iter().all(|key| *key == keys[0]));
