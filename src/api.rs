@@ -8,6 +8,7 @@ pub mod body;
 mod description;
 mod disposition;
 mod error;
+mod events;
 pub mod files;
 mod health;
 mod idempotency;
@@ -17,12 +18,14 @@ mod limits;
 mod list;
 mod models;
 mod parameters;
+mod provider_events;
 mod reconciliations;
 mod request;
 mod rest;
 pub mod server;
 mod sweeps;
 mod wait;
+mod webhook_endpoints;
 
 use axum::Extension;
 use axum::Router;
@@ -56,8 +59,11 @@ fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::default()
         .merge(files::routes())
         .merge(batches::routes())
+        .merge(provider_events::routes())
         .merge(jobs::routes())
         .merge(sweeps::routes())
+        .merge(webhook_endpoints::routes())
+        .merge(events::routes())
         .merge(models::routes())
         .merge(admin::routes())
         .merge(reconciliations::routes())

@@ -28,6 +28,8 @@ use crate::owners;
 use crate::providers;
 use crate::providers::Provider;
 use crate::providers::openai;
+use crate::webhooks::sender::Sender;
+use crate::webhooks::vault::Vault;
 
 /// The parts of the program. Cloned freely.
 #[derive(Clone)]
@@ -41,6 +43,9 @@ pub struct App {
     pub clock: Clock,
     pub installation: Installation,
     pub edits: EditsCache,
+    pub webhooks: Sender,
+    /// For the secrets of webhooks. `None` where no key is configured for all processes.
+    pub vault: Option<Vault>,
 }
 
 impl App {
@@ -59,6 +64,8 @@ impl App {
             notices: Notices::new(relay),
             keys: Keys::new(configured_keys(&config)),
             edits: EditsCache::default(),
+            webhooks: Sender::new(config.webhooks.allow_private_addresses),
+            vault: Vault::open(&config)?,
             config,
             db,
             blobs,

@@ -88,6 +88,10 @@ minted_id! {
     SweepId, "sweep_"
 }
 minted_id! {
+    /// A URL of a client's that events are sent to, `we_…`.
+    WebhookEndpointId, "we_"
+}
+minted_id! {
     /// A provider object that is ours and must go.
     StrayId, "stray_"
 }

@@ -2,6 +2,7 @@
 
 pub mod claims;
 pub mod control;
+pub mod deliveries;
 pub mod inspect;
 pub mod lanes;
 pub mod leases;
@@ -16,13 +17,16 @@ use serde::Deserialize;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::clock::Timestamp;
 use crate::ids::BatchId;
+use crate::ids::EventId;
 use crate::ids::FileId;
 use crate::ids::JobId;
 use crate::ids::MappingId;
 use crate::ids::ReconciliationId;
 use crate::ids::RunId;
 use crate::ids::SweepId;
+use crate::ids::WebhookEndpointId;
 pub use status::JobStatus;
 
 /// What a job is to do. The payload carries ids only; the attempt reads the world afresh.
@@ -38,7 +42,11 @@ pub enum Work {
     MergeBatch(MergeBatch),
     Sweep(Sweep),
     Reconcile(Reconcile),
+    DeliverWebhook(DeliverWebhook),
 }
+
+/// The kind of deliveries: what becomes of one is never told by another.
+pub const DELIVER_WEBHOOK: &str = "deliver_webhook";
 
 /// Carries one file to one deployment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,9 +116,22 @@ pub struct Reconcile {
     pub reconciliation_id: ReconciliationId,
 }
 
+/// Tells one endpoint of one event. What the event says never changes, so that it goes with the job: the event's row
+/// may be gone before the last attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeliverWebhook {
+    pub event_id: EventId,
+    pub endpoint_id: WebhookEndpointId,
+    /// As it is sent.
+    pub event_type: String,
+    /// The file, job or sweep that it is about.
+    pub subject: uuid::Uuid,
+    pub created_at: Timestamp,
+}
+
 impl Work {
     /// The kinds that this version knows. Others, of a newer version, are left to it.
-    pub const KINDS: [&str; 10] = [
+    pub const KINDS: [&str; 11] = [
         "upload_file",
         "verify_upload",
         "delete_file",
@@ -121,6 +142,7 @@ impl Work {
         "merge_batch",
         "sweep",
         "reconcile",
+        DELIVER_WEBHOOK,
     ];
 
     pub const fn kind(&self) -> &'static str {
@@ -135,6 +157,7 @@ impl Work {
             Self::MergeBatch(_) => "merge_batch",
             Self::Sweep(_) => "sweep",
             Self::Reconcile(_) => "reconcile",
+            Self::DeliverWebhook(_) => DELIVER_WEBHOOK,
         }
     }
 
@@ -155,7 +178,8 @@ impl Work {
             | Self::CancelBatch(_)
             | Self::IngestBatch(_)
             | Self::MergeBatch(_)
-            | Self::Sweep(_) => 0,
+            | Self::Sweep(_)
+            | Self::DeliverWebhook(_) => 0,
             Self::VerifyUpload(_) | Self::Reconcile(_) => 1,
         }
     }
@@ -177,6 +201,7 @@ impl Work {
             Self::MergeBatch(payload) => serde_json::to_string(payload),
             Self::Sweep(payload) => serde_json::to_string(payload),
             Self::Reconcile(payload) => serde_json::to_string(payload),
+            Self::DeliverWebhook(payload) => serde_json::to_string(payload),
         }
     }
 
@@ -197,6 +222,7 @@ impl Work {
             "merge_batch" => serde_json::from_str(payload).map(Self::MergeBatch),
             "sweep" => serde_json::from_str(payload).map(Self::Sweep),
             "reconcile" => serde_json::from_str(payload).map(Self::Reconcile),
+            DELIVER_WEBHOOK => serde_json::from_str(payload).map(Self::DeliverWebhook),
             _ => Err(serde::de::Error::custom(format!(
                 "the kind `{kind}` is not known to this version"
             ))),
@@ -232,6 +258,11 @@ impl Lane {
     /// The lane of merging outputs, which needs no provider.
     pub fn merges() -> Self {
         Self("merges".to_owned())
+    }
+
+    /// The lane of deliveries. What limits it is what one endpoint may have at once (see [`deliveries`]).
+    pub fn webhooks() -> Self {
+        Self("webhooks".to_owned())
     }
 
     /// Whether it is a provider's own: of what clients wait for there.
@@ -390,6 +421,13 @@ mod tests {
             Work::MergeBatch(MergeBatch { batch_id: BatchId::mint() }),
             Work::Sweep(Sweep { sweep_id: SweepId::mint() }),
             Work::Reconcile(Reconcile { reconciliation_id: ReconciliationId::mint() }),
+            Work::DeliverWebhook(DeliverWebhook {
+                event_id: EventId::mint(),
+                endpoint_id: WebhookEndpointId::mint(),
+                event_type: "file.processed".to_owned(),
+                subject: uuid::Uuid::now_v7(),
+                created_at: Timestamp(1),
+            }),
         ];
         for (work, kind) in jobs.into_iter().zip(Work::KINDS) {
             assert_eq!(work.kind(), kind);

@@ -28,6 +28,7 @@ pub mod runs;
 pub mod sandbox;
 pub mod sweeps;
 pub mod telemetry;
+pub mod webhooks;
 mod words;
 
 #[path = "../workers/mod.rs"]

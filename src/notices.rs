@@ -2,10 +2,11 @@
 //!
 //! A notice is never the only copy of anything. Inside a process it is a [`Hint`]; between processes
 //! it is a message in Redis, where there is one; and a slow poll covers what was lost. One loop reads
-//! new events and wakes whoever waits for their subjects: ten thousand waiters cost the database what
-//! one costs.
+//! new events, wakes whoever waits for their subjects, and hands them to who listens to all: ten thousand
+//! of them cost the database what one costs.
 
 mod redis;
+mod streams;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use sea_orm::DbErr;
+use tokio::sync::MutexGuard;
 use tokio::sync::Notify;
 use tokio::sync::Semaphore;
 use tokio::sync::SemaphorePermit;
@@ -27,11 +29,15 @@ use crate::batches;
 use crate::db::Db;
 use crate::events;
 use crate::events::Cursor;
+use crate::events::Happened;
 use crate::files;
 use crate::jobs;
+use crate::owners::Scope;
 use crate::sweeps;
 
 pub use self::redis::Relay;
+pub use self::streams::Listening;
+use self::streams::Streams;
 
 /// How often new events are looked for while somebody waits and nobody said that there are any:
 /// what another process without Redis did is seen this late.
@@ -65,6 +71,8 @@ struct Inner {
     change: Notify,
     cancel: Notify,
     waiters: Mutex<HashMap<Uuid, Waiters>>,
+    streams: Streams,
+    /// Of waiters and listeners together.
     count: AtomicUsize,
     is_closing: AtomicBool,
     /// Where the loop stands in the events. `None` while nobody waits.
@@ -86,6 +94,7 @@ impl Notices {
             change: Notify::new(),
             cancel: Notify::new(),
             waiters: Mutex::default(),
+            streams: Streams::default(),
             count: AtomicUsize::new(0),
             is_closing: AtomicBool::new(false),
             cursor: tokio::sync::Mutex::default(),
@@ -135,12 +144,14 @@ impl Notices {
         for waiters in self.inner.lock_waiters().values() {
             waiters.notify.notify_waiters();
         }
+        self.inner.streams.close();
     }
 
     pub fn is_closing(&self) -> bool {
         self.inner.is_closing.load(Ordering::Acquire)
     }
 
+    /// Those who wait, and those who listen.
     pub fn waiters(&self) -> usize {
         self.inner.count.load(Ordering::Relaxed)
     }
@@ -152,20 +163,28 @@ impl Notices {
     ///
     /// When the end of the events cannot be read.
     pub async fn wait_for(&self, db: &Db, subject: Uuid) -> Result<Waiting, DbErr> {
-        let mut cursor = self.inner.cursor.lock().await;
-        if cursor.is_none() {
-            *cursor = Some(events::tail(db.read()).await?);
-        }
+        let _place = self.inner.begin(db).await?;
         let notify = {
             let mut waiters = self.inner.lock_waiters();
             let waiters = waiters.entry(subject).or_default();
             waiters.count += 1;
             Arc::clone(&waiters.notify)
         };
-        if self.inner.count.fetch_add(1, Ordering::Relaxed) == 0 {
-            self.inner.change.notify_one();
-        }
+        self.inner.count_one();
         Ok(Waiting { inner: Arc::clone(&self.inner), subject, notify })
+    }
+
+    /// Registers somebody who listens to all events of `scope`. Registered first, it misses nothing that is not in
+    /// the database when it next reads there.
+    ///
+    /// # Errors
+    ///
+    /// When the end of the events cannot be read.
+    pub async fn listen(&self, db: &Db, scope: &Scope) -> Result<Listening, DbErr> {
+        let _place = self.inner.begin(db).await?;
+        let listening = Listening::new(&self.inner, scope);
+        self.inner.count_one();
+        Ok(listening)
     }
 
     /// Whose turn it is to read what it waits for. Thousands that wait for the same thing are woken at
@@ -206,6 +225,21 @@ impl Inner {
         }
     }
 
+    /// Holds the loop, and gives it a place to read from if it has none: what is registered meanwhile misses nothing.
+    async fn begin(&self, db: &Db) -> Result<MutexGuard<'_, Option<Cursor>>, DbErr> {
+        let mut cursor = self.cursor.lock().await;
+        if cursor.is_none() {
+            *cursor = Some(events::tail(db.read()).await?);
+        }
+        Ok(cursor)
+    }
+
+    fn count_one(&self) {
+        if self.count.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.change.notify_one();
+        }
+    }
+
     fn lock_waiters(&self) -> std::sync::MutexGuard<'_, HashMap<Uuid, Waiters>> {
         self.waiters.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -219,17 +253,19 @@ impl Inner {
             return Ok(());
         }
         loop {
-            let (subjects, behind) =
-                events::subjects_behind(db.read(), place, EVENTS_AT_ONCE).await?;
-            place = behind;
+            let events =
+                events::behind(db.read(), &Scope::Everything, place, EVENTS_AT_ONCE).await?;
+            // Before the place moves on: what could not be handed on is read again.
+            self.streams.hand_on(db, &events).await?;
+            place = events.last().map_or(place, Happened::cursor);
             *cursor = Some(place);
             let waiters = self.lock_waiters();
-            for subject in &subjects {
-                if let Some(waiters) = waiters.get(subject) {
+            for event in &events {
+                if let Some(waiters) = waiters.get(&event.subject) {
                     waiters.notify.notify_waiters();
                 }
             }
-            if (subjects.len() as u64) < EVENTS_AT_ONCE {
+            if (events.len() as u64) < EVENTS_AT_ONCE {
                 return Ok(());
             }
         }

@@ -24,7 +24,7 @@ impl Caller {
 }
 
 /// What a query is limited to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
     Everything,
     Owner(String),

@@ -81,6 +81,11 @@ pub enum Conclusion {
         failure: Failure,
         verdict: Verdict,
     },
+    /// It failed. If an attempt is left, it is repeated after this long, whatever other jobs rest.
+    FailedFor {
+        failure: Failure,
+        after: Duration,
+    },
     /// As planned, there is more to do later. Costs no attempt.
     Again {
         after: Duration,
@@ -241,8 +246,9 @@ impl Attempt {
             ending: ending.clone(),
             outcome,
         };
-        let (owner, effects) = (self.job.owner.clone(), Arc::clone(&done.effects));
-        let has_ended = self.endings.write(Decided { end, owner, effects }).await?;
+        let effects = Arc::clone(&done.effects);
+        let (owner, kind) = (self.job.owner.clone(), self.job.kind.clone());
+        let has_ended = self.endings.write(Decided { end, owner, kind, effects }).await?;
         Some(has_ended.then_some((ending, outcome)))
     }
 
@@ -256,7 +262,8 @@ impl Attempt {
         (!matches!(ending, Ending::Retry { .. })).then_some(ending)
     }
 
-    fn claimed_at(&self) -> Timestamp {
+    /// By the database's clock.
+    pub fn claimed_at(&self) -> Timestamp {
         self.job.lease_until.before(self.lease_length)
     }
 
@@ -315,7 +322,8 @@ impl Attempt {
                     };
                     let outcome = outcome(&conclusion, &ending);
                     let end = End { fence, claimed_at, ending: ending.clone(), outcome };
-                    let decided = Decided { end, owner: job.owner.clone(), effects };
+                    let (owner, kind) = (job.owner.clone(), job.kind.clone());
+                    let decided = Decided { end, owner, kind, effects };
                     if endings::write(tx, now, &[decided]).await? != [true] {
                         return Ok(None);
                     }
@@ -369,6 +377,12 @@ fn decide(
         }
         Conclusion::Again { after, failure } => {
             Ending::Retry { after: *after, spend: Spend::Nothing, failure: failure.clone() }
+        }
+        Conclusion::FailedFor { failure, .. } if job.attempt >= job.max_attempts => {
+            Ending::Failed(Failure { retryable: false, ..failure.clone() })
+        }
+        Conclusion::FailedFor { failure, after } => {
+            Ending::Retry { after: *after, spend: Spend::Attempt, failure: Some(failure.clone()) }
         }
         Conclusion::GivenUp { failure, .. }
         | Conclusion::Failed { failure, verdict: Verdict::Permanent } => {

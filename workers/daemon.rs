@@ -142,13 +142,13 @@ async fn open_lanes(app: &App) -> anyhow::Result<()> {
             })
             .await?;
     }
-    app.db
-        .work(|tx| {
-            Box::pin(async move {
-                lanes::ensure(tx, &Lane::sweeps()).await?;
-                lanes::ensure(tx, &Lane::merges()).await
+    for lane in [Lane::sweeps(), Lane::merges(), Lane::webhooks()] {
+        app.db
+            .work(move |tx| {
+                let lane = lane.clone();
+                Box::pin(async move { lanes::ensure(tx, &lane).await })
             })
-        })
-        .await?;
+            .await?;
+    }
     Ok(())
 }

@@ -38,6 +38,9 @@ const LONGEST_POLL: Duration = Duration::from_secs(2);
 /// How long to rest after the database refused a claim.
 const FAILURE_PAUSE: Duration = Duration::from_millis(500);
 
+/// Deliveries that one process has under way: most of them wait for somebody's answer, and cost little.
+const DELIVERIES: usize = 256;
+
 /// A lane as this process serves it.
 struct Serving {
     lane: Lane,
@@ -86,6 +89,7 @@ fn own_lanes(app: &App) -> Vec<Serving> {
     let mut lanes = vec![
         own(Lane::sweeps(), u32::MAX, concurrency),
         own(Lane::merges(), u32::MAX, concurrency),
+        own(Lane::webhooks(), u32::MAX, DELIVERIES),
     ];
     for account in app.providers.iter() {
         let name = &account.settings.name;
@@ -205,11 +209,11 @@ impl Dispatcher {
             }
             Some(_) => {}
         }
-        let due = self.lanes_to_enter().await?;
+        let places = self.lanes_to_enter(&due).await?;
         let claiming = self.held.claiming().await;
         // The lease is counted from before the claim: by our own clock it ends early, never late.
         let claimed_at = Instant::now();
-        let round = self.claim(due).await?;
+        let round = self.claim(places).await?;
         let is_fruitless = round.claims.is_empty();
         let mut attempts = Vec::new();
         for (place, (claims, is_probe)) in round.claims {
@@ -256,13 +260,22 @@ impl Dispatcher {
     }
 
     /// The providers' own lanes, and of the others, which are many and mostly empty, those with something due.
-    async fn lanes_to_enter(&self) -> Result<Vec<usize>, DbErr> {
-        let own = self.lanes.iter().filter(|serving| !serving.lane.is_of_provider());
-        let own: Vec<Lane> = own.map(|serving| serving.lane.clone()).collect();
+    async fn lanes_to_enter(&self, due: &claims::Due) -> Result<Vec<usize>, DbErr> {
+        let own: Vec<Lane> = self
+            .lanes
+            .iter()
+            .map(|serving| serving.lane.clone())
+            .filter(|lane| !lane.is_of_provider() && *lane != Lane::webhooks())
+            .collect();
+        let has_deliveries = due.next_delivery.is_some_and(|next| next <= due.now);
         let due = claims::due_lanes(self.app.db.read(), &own).await?;
-        let lanes = self.lanes.iter().enumerate().filter(|(_, serving)| {
-            serving.free() > 0 && (serving.lane.is_of_provider() || due.contains(&serving.lane))
-        });
+        let is_due = |lane: &Lane| {
+            lane.is_of_provider()
+                || due.contains(lane)
+                || (has_deliveries && *lane == Lane::webhooks())
+        };
+        let lanes = self.lanes.iter().enumerate();
+        let lanes = lanes.filter(|(_, serving)| serving.free() > 0 && is_due(&serving.lane));
         Ok(lanes.map(|(place, _)| place).collect())
     }
 
@@ -308,7 +321,7 @@ impl Dispatcher {
                                 &state,
                                 &admission,
                                 claims.iter().map(|job| Work::calls(&job.kind)).sum(),
-                                (last.id, &last.owner),
+                                (last.id, &last.turn()),
                             )
                             .await?;
                             all.extend(claims.iter().cloned());

@@ -17,7 +17,6 @@ use crate::events;
 use crate::events::Event;
 use crate::events::EventKind;
 use crate::files;
-use crate::jobs::Ending;
 use crate::jobs::leases;
 use crate::jobs::leases::End;
 
@@ -29,6 +28,8 @@ const MAX_TOGETHER: usize = 64;
 pub struct Decided {
     pub end: End,
     pub owner: String,
+    /// The job's.
+    pub kind: String,
     pub effects: Arc<dyn Effects>,
 }
 
@@ -46,26 +47,17 @@ pub async fn write(
     held.dedup();
     files::store::lock_all(tx, &held).await?;
     let mut events = Vec::new();
-    for (Decided { end, owner, effects }, has_ended) in decided.iter().zip(&ended) {
+    for (Decided { end, owner, kind, effects }, has_ended) in decided.iter().zip(&ended) {
         if !has_ended {
             effects.write_after_loss(tx, now).await?;
             continue;
         }
         effects.write(tx, now, &end.ending).await?;
-        let kind = announced(&end.ending);
-        events.extend(kind.map(|kind| Event::of_job(kind, owner, end.fence.job_id)));
+        let said = EventKind::of_ending(&end.ending, kind);
+        events.extend(said.map(|said| Event::of_job(said, owner, end.fence.job_id)));
     }
     events::append(tx, now, &events).await?;
     Ok(ended)
-}
-
-fn announced(ending: &Ending) -> Option<EventKind> {
-    match ending {
-        Ending::Succeeded => Some(EventKind::JobSucceeded),
-        Ending::Failed(_) => Some(EventKind::JobFailed),
-        Ending::Cancelled => Some(EventKind::JobCancelled),
-        Ending::Retry { .. } => None,
-    }
 }
 
 struct Waiting {

@@ -20,6 +20,7 @@ use crate::ids::JobId;
 use crate::jobs;
 use crate::jobs::Failure;
 use crate::jobs::JobStatus;
+use crate::jobs::deliveries;
 use crate::jobs::lanes;
 use crate::jobs::lanes::Patience;
 use crate::jobs::lanes::PauseReason;
@@ -29,6 +30,7 @@ use crate::reconciliations;
 use crate::runs;
 use crate::runs::observation;
 use crate::sweeps;
+use crate::webhooks;
 
 const EVERY: Duration = Duration::from_secs(60);
 /// How long a job waits for a credential, for money, or for its provider, before it fails.
@@ -37,8 +39,6 @@ const PATIENCE: Patience =
 /// Rows of one deletion: short enough for the one writer of SQLite.
 const CHUNK: u32 = 500;
 const MAX_CHUNKS: usize = 200;
-/// Who wants to resume a stream of events has this long.
-const EVENTS_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// OpenAI repeats an event for up to three days.
 const PROVIDER_EVENTS_KEPT: Duration = Duration::from_secs(4 * 24 * 3600);
 /// A blob that no row names and nobody has written to for this long is an orphan.
@@ -66,6 +66,9 @@ pub async fn run(app: App) {
         }
         if let Err(error) = reconcile(&app).await {
             tracing::warn!(error = %error, "could not plan reconciliations");
+        }
+        if let Err(error) = cancel_stranded_deliveries(&app).await {
+            tracing::warn!(error = %error, "could not look for deliveries that nobody wants any more");
         }
         if let Err(error) = prune(&app).await {
             tracing::warn!(error = %error, "could not prune old rows");
@@ -195,6 +198,12 @@ async fn reconcile(app: &App) -> Result<(), Error> {
     Ok(())
 }
 
+/// Cancels what waits for an endpoint that is deleted or disabled, as far as its end did not.
+async fn cancel_stranded_deliveries(app: &App) -> Result<(), DbErr> {
+    let now = app.clock.now();
+    in_chunks(app, move |tx| Box::pin(deliveries::cancel_stranded(tx, now, CHUNK))).await
+}
+
 async fn prune(app: &App) -> Result<(), DbErr> {
     let now = app.clock.now();
     let kept = &app.config.retention;
@@ -208,7 +217,8 @@ async fn prune(app: &App) -> Result<(), DbErr> {
     }
     let before = now.before(kept.failed_jobs);
     in_chunks(app, move |tx| Box::pin(reconciliations::store::prune(tx, before, CHUNK))).await?;
-    in_chunks(app, move |tx| Box::pin(events::prune(tx, now.before(EVENTS_KEPT), CHUNK))).await?;
+    in_chunks(app, move |tx| Box::pin(webhooks::store::prune(tx, before, CHUNK))).await?;
+    in_chunks(app, move |tx| Box::pin(events::prune(tx, now.before(events::KEPT), CHUNK))).await?;
     let before = now.before(PROVIDER_EVENTS_KEPT);
     in_chunks(app, move |tx| Box::pin(provider_events::prune(tx, before, CHUNK))).await?;
     in_chunks(app, move |tx| Box::pin(idempotency::prune(tx, now, CHUNK))).await

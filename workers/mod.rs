@@ -6,6 +6,7 @@ mod budget;
 mod cancel_batch;
 pub mod daemon;
 mod delete_file;
+mod deliver_webhook;
 mod dispatch;
 mod endings;
 mod expiry;

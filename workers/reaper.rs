@@ -66,21 +66,19 @@ async fn reap(app: &App, job: Lapsed) -> Result<(), DbErr> {
             Box::pin(async move {
                 let Some(reaped) = leases::reap(tx, &job).await? else { return Ok(None) };
                 let now = app.clock.now();
-                let (ending, event) = match &reaped {
+                let ending = match &reaped {
                     Reaped::Retrying => {
                         let after = std::time::Duration::ZERO;
-                        (Ending::Retry { after, spend: Spend::Attempt, failure: None }, None)
+                        Ending::Retry { after, spend: Spend::Attempt, failure: None }
                     }
-                    Reaped::Cancelled => (Ending::Cancelled, Some(EventKind::JobCancelled)),
-                    Reaped::Failed(failure) => {
-                        (Ending::Failed(failure.clone()), Some(EventKind::JobFailed))
-                    }
+                    Reaped::Cancelled => Ending::Cancelled,
+                    Reaped::Failed(failure) => Ending::Failed(failure.clone()),
                 };
                 // A payload that cannot be read stands for nothing that could have been begun.
                 if let Ok(work) = Work::read(&job.kind, &job.payload) {
                     registry::ended_unseen(tx, now, &work, &ending).await?;
                 }
-                if let Some(kind) = event {
+                if let Some(kind) = EventKind::of_ending(&ending, &job.kind) {
                     events::append(tx, now, &[Event::of_job(kind, &job.owner, job.id)]).await?;
                 }
                 Ok::<_, DbErr>(Some(reaped))

@@ -13,6 +13,7 @@ use super::attempt::Done;
 use super::attempt::Effects;
 use super::cancel_batch;
 use super::delete_file;
+use super::deliver_webhook;
 use super::ingest_batch;
 use super::merge_batch;
 use super::reconcile;
@@ -43,6 +44,7 @@ pub async fn run(attempt: &Attempt, work: &Work) -> Done {
         Work::MergeBatch(payload) => merge_batch::run(attempt, payload).await,
         Work::Sweep(payload) => sweep::run(attempt, payload).await,
         Work::Reconcile(payload) => reconcile::run(attempt, payload).await,
+        Work::DeliverWebhook(payload) => deliver_webhook::run(attempt, payload).await,
     }
 }
 
@@ -69,6 +71,8 @@ pub async fn ended_unseen(
         Work::UploadFile(payload) => upload_file::ended_unseen(tx, now, payload, ending).await,
         // It looks and deletes, and the next look sees what is left.
         Work::VerifyUpload(_) => Ok(()),
+        // The receiver may be told twice, by the same id.
+        Work::DeliverWebhook(_) => Ok(()),
         Work::DeleteFile(payload) => delete_file::ended_unseen(tx, now, payload, ending).await,
         Work::SubmitBatch(payload) => submit_batch::ended_unseen(tx, now, payload, ending).await,
         Work::IngestBatch(payload) => ingest_batch::ended_unseen(tx, now, payload, ending).await,

@@ -183,7 +183,9 @@ fn complete(address: SocketAddr, sandbox: &Sandbox, rounds: usize) -> anyhow::Re
             std::thread::sleep(Duration::from_millis(5));
         };
         let begun = Instant::now();
-        sandbox.end_batch("a", &there, BatchEnd::Completed).map_err(|error| anyhow::anyhow!("{error}"))?;
+        sandbox
+            .end_batch("a", &there, BatchEnd::Completed)
+            .map_err(|error| anyhow::anyhow!("{error}"))?;
         let wait = load::get(&format!("/v1/batches/{batch}?wait=60"));
         let batch: serde_json::Value = serde_json::from_slice(connection.call(&wait)?)?;
         anyhow::ensure!(batch["status"] == "completed", "{batch}");

@@ -19,6 +19,9 @@ mod m20261127_000010_create_sweeps;
 mod m20261127_000011_create_reconciliations;
 mod m20261127_000012_create_batches;
 mod m20261127_000013_create_provider_events;
+mod m20261127_000014_create_webhook_endpoints;
+mod m20261127_000015_add_deliveries_to_jobs;
+mod m20261127_000016_index_events_by_owner;
 
 /// The list of migrations, in the order in which they are applied.
 pub struct Migrator;
@@ -40,6 +43,9 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000011_create_reconciliations::Migration),
             Box::new(m20261127_000012_create_batches::Migration),
             Box::new(m20261127_000013_create_provider_events::Migration),
+            Box::new(m20261127_000014_create_webhook_endpoints::Migration),
+            Box::new(m20261127_000015_add_deliveries_to_jobs::Migration),
+            Box::new(m20261127_000016_index_events_by_owner::Migration),
         ]
     }
 }

@@ -62,9 +62,10 @@ that a path does not have (405).
 - An owner sees and touches only what it made; an admin key sees all.";
 
 /// What the paths are grouped by, in this order.
-const TAGS: [(&str, &str); 5] = [
+const TAGS: [(&str, &str); 6] = [
     ("Files", "Files, and their copies at the models they were sent to."),
     ("Jobs", "The durable jobs that carry files: each copy has one."),
+    ("Webhooks", "Who is told of an owner's events, and what. Deliveries are Standard Webhooks."),
     ("Models", "The models that files can be sent to."),
     ("Admin", "Keys and providers. These need an admin key, and no `X-Longshore-Owner`."),
     ("Operation", "Whether it runs, how it runs, and this description."),

@@ -58,6 +58,7 @@ fn types() -> Object {
         "permission_error",
         "not_found_error",
         "conflict_error",
+        "rate_limit_error",
         "server_error",
     ])
 }
@@ -104,6 +105,7 @@ answers! {
     RequestTimeout, "The sender was silent for 30 seconds in the middle of the body.";
     Conflict with when_to_repeat, "Not possible in this state.";
     PayloadTooLarge, "The body is too large.";
+    TooManyRequests with retry_after, "Too many at once.";
     UnsupportedMediaType, "The body is of another content type than the one that is expected.";
     RangeNotSatisfiable with size, "The range lies outside of the file.";
     KeyReused, "The `Idempotency-Key` was used with another file or other fields.";

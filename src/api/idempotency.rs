@@ -337,11 +337,41 @@ impl Creation {
             + Sync
             + 'static,
     {
+        let Created { text, kept, is_replay } = self.create(api, create).await?;
+        Ok(if is_replay { replay(text) } else { api.requests.answer(text, kept) })
+    }
+
+    /// As [`Creation::once`], where the answer holds what may not be kept as it is: what `create` gives is kept, and
+    /// `reveal` makes of it what is sent.
+    ///
+    /// # Errors
+    ///
+    /// As [`Creation::once`], and what `reveal` says.
+    pub async fn once_sealed<F, R>(self, api: &Api, create: F, reveal: R) -> Result<Response, Error>
+    where
+        F: for<'t> Fn(&'t Transaction) -> BoxFuture<'t, Result<String, Error>>
+            + Send
+            + Sync
+            + 'static,
+        R: FnOnce(&str) -> Result<String, Error>,
+    {
+        let Created { text, kept, is_replay } = self.create(api, create).await?;
+        let text = reveal(&text)?;
+        Ok(if is_replay { replay(text) } else { api.requests.answer(text, kept) })
+    }
+
+    async fn create<F>(self, api: &Api, create: F) -> Result<Created, Error>
+    where
+        F: for<'t> Fn(&'t Transaction) -> BoxFuture<'t, Result<String, Error>>
+            + Send
+            + Sync
+            + 'static,
+    {
         let mut hold = Hold::new(api);
         if let Repetition::Key(key) = &self.repetition {
             match api.requests.begin(&api.app, &self.owner, self.path, key).await? {
                 Begun::Answered { fingerprint, response } if fingerprint == self.fingerprint => {
-                    return Ok(replay(response));
+                    return Ok(Created { text: response, kept: None, is_replay: true });
                 }
                 Begun::Answered { .. } => {
                     return Err(Error::Mismatch(
@@ -364,7 +394,7 @@ impl Creation {
                 Box::pin(async move { this.write(tx, now, &holder, record, &*create).await })
             })
             .await;
-        let (text, kept, is_replay) = match written {
+        let created = match written {
             Ok(written) => written,
             Err(error) => {
                 // Before the answer: the client may use the key at once.
@@ -375,10 +405,9 @@ impl Creation {
         if let Some(record) = hold.record.take() {
             api.requests.ended(record);
         }
-        Ok(if is_replay { replay(text) } else { api.requests.answer(text, kept) })
+        Ok(created)
     }
 
-    /// The text of the answer; the record that keeps it until it was sent; whether it is a repetition.
     async fn write<F>(
         &self,
         tx: &Transaction,
@@ -386,7 +415,7 @@ impl Creation {
         holder: &str,
         record: Option<RecordId>,
         create: &F,
-    ) -> Result<(String, Option<RecordId>, bool), Error>
+    ) -> Result<Created, Error>
     where
         F: for<'t> Fn(&'t Transaction) -> BoxFuture<'t, Result<String, Error>> + Send + Sync,
     {
@@ -395,22 +424,30 @@ impl Creation {
         if self.repetition == (Repetition::Sdk { is_retry: true })
             && let Some(text) = idempotency::unanswered(tx, now, &of, fingerprint).await?
         {
-            return Ok((text, None, true));
+            return Ok(Created { text, kept: None, is_replay: true });
         }
         let text = create(tx).await?;
         if let Some(record) = record {
             if !idempotency::complete(tx, record, holder, fingerprint, &text).await? {
                 return Err(taken_over());
             }
-            return Ok((text, None, false));
+            return Ok(Created { text, kept: None, is_replay: false });
         }
         let kept = matches!(self.repetition, Repetition::Sdk { .. })
             .then(|| RecordId(uuid::Uuid::now_v7()));
         if let Some(kept) = kept {
             idempotency::keep(tx, now, &of, kept, fingerprint, &text).await?;
         }
-        Ok((text, kept, false))
+        Ok(Created { text, kept, is_replay: false })
     }
+}
+
+/// What a creating request came to.
+struct Created {
+    text: String,
+    /// The record that keeps the text until it was sent.
+    kept: Option<RecordId>,
+    is_replay: bool,
 }
 
 /// What a request is told whose process was silent for so long that a repetition took its key.

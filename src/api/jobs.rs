@@ -66,7 +66,8 @@ struct JobObject {
     /// upload with an unknown outcome left, `delete_file` deletes a copy, `submit_batch` creates a batch at its
     /// provider, `watch_batch` looks how the batches at one provider stand, `cancel_batch` asks it to stop one,
     /// `ingest_batch` fetches and reads what one produced, `merge_batch` writes the outputs of several runs into one
-    /// file, `sweep` deletes many files, `reconcile` compares a provider's list with what is known here. Newer versions know more.
+    /// file, `sweep` deletes many files, `reconcile` compares a provider's list with what is known here,
+    /// `deliver_webhook` tells an endpoint of an event. Newer versions know more.
     kind: String,
     #[schema(schema_with = job_status)]
     status: String,

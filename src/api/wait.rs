@@ -65,15 +65,7 @@ where
     if wait.is_zero() || is_final(&current) {
         return Ok(current);
     }
-    // The other connections are for those who do not wait.
-    let most = server::max_connections() / 5 * 4;
-    if app.notices.waiters() >= most {
-        return Err(Error::Limited {
-            code: "too_many_waiting",
-            message: format!("{most} requests wait already; come again, or ask without `wait`"),
-            retry_after: COME_AGAIN,
-        });
-    }
+    check_room(app, "come again, or ask without `wait`")?;
     let deadline = Instant::now() + wait;
     let waiting = app.notices.wait_for(&app.db, subject).await?;
     loop {
@@ -88,4 +80,21 @@ where
         // Time up or change: either way the state is read once more.
         drop(tokio::time::timeout_at(deadline, changed).await);
     }
+}
+
+/// Whether one more may wait: the other connections are for those who do not.
+///
+/// # Errors
+///
+/// When too many wait already. `what_else` says what to do then.
+pub fn check_room(app: &App, what_else: &str) -> Result<(), Error> {
+    let most = server::max_connections() / 5 * 4;
+    if app.notices.waiters() < most {
+        return Ok(());
+    }
+    Err(Error::Limited {
+        code: "too_many_waiting",
+        message: format!("{most} requests wait already; {what_else}"),
+        retry_after: COME_AGAIN,
+    })
 }

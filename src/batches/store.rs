@@ -281,3 +281,26 @@ pub async fn ended_among(
     let rows = db.query_all_raw(statement(db, &sql, values)).await?;
     rows.iter().map(|row| row.try_get("", "id")).collect()
 }
+
+/// What clients call these batches, also deleted ones.
+pub async fn managed_ids(
+    db: &impl ConnectionTrait,
+    ids: &[uuid::Uuid],
+) -> Result<Vec<(uuid::Uuid, String)>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        id: uuid::Uuid,
+        managed_id: String,
+    }
+    let mut found = Vec::with_capacity(ids.len());
+    for chunk in ids.chunks(500) {
+        let sql = format!(
+            "SELECT id, managed_id FROM batches WHERE id IN ({})",
+            placeholders(1, chunk.len())
+        );
+        let values: Vec<Value> = chunk.iter().map(|id| (*id).into()).collect();
+        let rows = Row::find_by_statement(statement(db, &sql, values)).all(db).await?;
+        found.extend(rows.into_iter().map(|row| (row.id, row.managed_id)));
+    }
+    Ok(found)
+}

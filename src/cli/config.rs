@@ -13,6 +13,7 @@ use crate::config::Source;
 use crate::db::Db;
 use crate::db::sqlite_file;
 use crate::mappings;
+use crate::webhooks::vault::KeyPlace;
 
 /// How long the database is given to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -49,6 +50,7 @@ impl ConfigCommand {
                 }
                 println!("database: {}", config.database.url);
                 println!("blobs: {}", config.blobs.url);
+                println!("webhook secrets: {}", webhook_secrets(config));
                 for model in &config.models {
                     println!(
                         "model {} → {} at {} ({})",
@@ -61,6 +63,20 @@ impl ConfigCommand {
             }
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// How the secrets of webhooks are stored, in words.
+fn webhook_secrets(config: &Config) -> String {
+    match KeyPlace::of(config) {
+        KeyPlace::Configuration => "encrypted with `auth.encryption_key`".to_owned(),
+        KeyPlace::File(path) => format!(
+            "encrypted with the key in {}, which the first start makes; keep it with the database",
+            path.display()
+        ),
+        KeyPlace::Nowhere => "cannot be stored; set `auth.encryption_key` (LONGSHORE_ENCRYPTION_KEY) to the same for \
+                              every process, as `openssl rand -base64 32` makes it"
+            .to_owned(),
     }
 }
 

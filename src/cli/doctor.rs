@@ -11,6 +11,7 @@ mod redis;
 mod report;
 mod server;
 mod store;
+mod webhooks;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -91,7 +92,7 @@ impl Doctor {
         let schema = timed(limit, Name::Schema, None, database::schema(&database)).await;
         let has_schema = schema.finding.is_good();
         checks.push(schema);
-        let (writes, installation, files, queue) = tokio::join!(
+        let (writes, installation, files, webhooks, queue) = tokio::join!(
             timed(limit, Name::DatabaseWrites, None, database::writes(&database, has_schema)),
             timed(
                 limit,
@@ -100,9 +101,15 @@ impl Doctor {
                 installation::check(&database, &store, has_schema, self.adopt)
             ),
             timed(limit, Name::Files, None, store::files(&database, &store, has_schema)),
+            timed(
+                limit,
+                Name::WebhookSecrets,
+                None,
+                webhooks::secrets(config, &database, has_schema)
+            ),
             queue::check(config, &database, has_schema, limit),
         );
-        checks.extend([writes, installation, files]);
+        checks.extend([writes, installation, files, webhooks]);
         checks.extend(queue);
         checks
     }

@@ -453,6 +453,29 @@ pub async fn final_among(
     rows.iter().map(|row| row.try_get("", "id")).collect()
 }
 
+/// What clients call these files, also deleted ones.
+pub async fn managed_ids(
+    db: &impl ConnectionTrait,
+    ids: &[uuid::Uuid],
+) -> Result<Vec<(uuid::Uuid, String)>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        id: uuid::Uuid,
+        managed_id: String,
+    }
+    let mut found = Vec::with_capacity(ids.len());
+    for chunk in ids.chunks(500) {
+        let sql = format!(
+            "SELECT id, managed_id FROM files WHERE id IN ({})",
+            placeholders(1, chunk.len())
+        );
+        let values: Vec<Value> = chunk.iter().map(|id| (*id).into()).collect();
+        let rows = Row::find_by_statement(statement(db, &sql, values)).all(db).await?;
+        found.extend(rows.into_iter().map(|row| (row.id, row.managed_id)));
+    }
+    Ok(found)
+}
+
 /// Holds files until the transaction ends, in an order that is the same for all.
 pub async fn lock_all(tx: &impl ConnectionTrait, ids: &[FileId]) -> Result<(), DbErr> {
     if is_postgres(tx) && !ids.is_empty() {

@@ -9,11 +9,13 @@ use sea_orm::DbErr;
 use sea_orm::FromQueryResult;
 use sea_orm::Value;
 
+use super::DeliverWebhook;
 use super::Fence;
 use super::Lane;
 use super::Progress;
 use super::Work;
 use super::WorkerId;
+use super::deliveries;
 use crate::clock::Timestamp;
 use crate::clock::millis;
 use crate::db;
@@ -57,13 +59,23 @@ impl Claimed {
         Fence { job_id: self.id, epoch: self.epoch, worker: worker.clone() }
     }
 
+    /// Whose turn this was: the owner's, or of a delivery its endpoint's.
+    pub fn turn(&self) -> String {
+        if self.kind == super::DELIVER_WEBHOOK
+            && let Ok(payload) = serde_json::from_str::<DeliverWebhook>(&self.payload)
+        {
+            return payload.endpoint_id.0.to_string();
+        }
+        self.owner.clone()
+    }
+
     pub fn progress(&self) -> Option<Progress> {
         self.progress.as_deref().and_then(|progress| serde_json::from_str(progress).ok())
     }
 }
 
-/// Claims up to `slots` ready jobs of a lane, owners taking turns, beginning behind `last_owner`. They
-/// are answered in the order of the turns: the next claim begins behind the last one's owner.
+/// Claims up to `slots` ready jobs of a lane, owners taking turns (of deliveries: endpoints), beginning behind
+/// `last_turn`. They are answered in the order of the turns: the next claim begins behind the last one's.
 ///
 /// The caller holds the lane (see [`super::lanes::enter`]), so no other worker claims in it meanwhile.
 pub async fn claim(
@@ -71,9 +83,27 @@ pub async fn claim(
     worker: &WorkerId,
     lease: Duration,
     lane: &Lane,
-    last_owner: &str,
+    last_turn: &str,
     slots: usize,
 ) -> Result<Vec<Claimed>, DbErr> {
+    let chosen = if *lane == Lane::webhooks() {
+        deliveries::choose(tx, last_turn, slots).await?
+    } else {
+        choose_by_owner(tx, lane, last_turn, slots).await?
+    };
+    if chosen.is_empty() {
+        return Ok(Vec::new());
+    }
+    take(tx, worker, lease, &chosen).await
+}
+
+/// Chooses ready jobs of all ranks.
+async fn choose_by_owner(
+    tx: &impl ConnectionTrait,
+    lane: &Lane,
+    last_owner: &str,
+    slots: usize,
+) -> Result<Vec<JobId>, DbErr> {
     let mut chosen: Vec<JobId> = Vec::new();
     // In a lane that is never idle, looks that are long overdue get a share: they have to end too.
     let is_their_turn = rand::rng().random_ratio(1, 4);
@@ -85,9 +115,16 @@ pub async fn claim(
             chosen.extend(more.into_iter().filter(|id| Some(*id) != overdue));
         }
     }
-    if chosen.is_empty() {
-        return Ok(Vec::new());
-    }
+    Ok(chosen)
+}
+
+/// Takes the jobs that were chosen. They are the worker's until its lease ends.
+async fn take(
+    tx: &impl ConnectionTrait,
+    worker: &WorkerId,
+    lease: Duration,
+    chosen: &[JobId],
+) -> Result<Vec<Claimed>, DbErr> {
     let now = db::now(tx);
     let sql = format!(
         "UPDATE jobs SET status = 'running', epoch = epoch + 1, attempt = attempt + 1, lease_owner = $1, \
@@ -216,7 +253,7 @@ async fn due_owners(
 
 /// The database's clock, read once for a statement: PostgreSQL takes a volatile function into no
 /// condition of an index, and would read all that rests.
-fn due(db: &impl ConnectionTrait) -> String {
+pub(super) fn due(db: &impl ConnectionTrait) -> String {
     format!("(SELECT {})", db::now(db))
 }
 
@@ -230,11 +267,15 @@ fn quoted(words: &[&str]) -> String {
 pub struct Due {
     pub now: Timestamp,
     pub next: Option<Timestamp>,
+    /// The next delivery: without one, their lane need not be looked at.
+    pub next_delivery: Option<Timestamp>,
 }
 
 pub async fn next_due(db: &impl ConnectionTrait) -> Result<Due, DbErr> {
     let sql = format!(
-        "SELECT {} AS now, (SELECT min(run_at) FROM jobs WHERE lease_owner IS NULL AND finished_at IS NULL) AS next",
+        "SELECT {} AS now, (SELECT min(run_at) FROM jobs WHERE lease_owner IS NULL AND finished_at IS NULL) AS next, \
+         (SELECT min(run_at) FROM jobs WHERE event_id IS NOT NULL AND lease_until IS NULL \
+         AND finished_at IS NULL) AS next_delivery",
         db::now(db)
     );
     let due = Due::find_by_statement(statement(db, &sql, [])).one(db).await?;

@@ -4,6 +4,7 @@ use crate::db::Transaction;
 use sea_orm::ConnectionTrait;
 use sea_orm::DbErr;
 
+use super::Ending;
 use super::Failure;
 use super::JobStatus;
 use super::Work;
@@ -74,7 +75,9 @@ pub async fn fail_waiting(
         return Ok(false);
     }
     give_up(tx, now, job, failure).await?;
-    events::append(tx, now, &[Event::of_job(EventKind::JobFailed, &job.owner, job.id)]).await?;
+    let said = EventKind::of_ending(&Ending::Failed(failure.clone()), &job.kind);
+    let said = said.map(|kind| Event::of_job(kind, &job.owner, job.id));
+    events::append(tx, now, said.as_slice()).await?;
     Ok(true)
 }
 
@@ -111,7 +114,8 @@ async fn give_up(
             Work::VerifyUpload(_)
             | Work::WatchBatch(_)
             | Work::CancelBatch(_)
-            | Work::MergeBatch(_),
+            | Work::MergeBatch(_)
+            | Work::DeliverWebhook(_),
         )
         | Err(_) => Ok(()),
         Ok(Work::Sweep(payload)) => sweeps::fail(tx, now, payload.sweep_id, failure).await,

@@ -309,3 +309,23 @@ async fn files_whose_bytes_are_gone_and_a_store_that_was_emptied_are_told() {
     assert_eq!(examined.code, 1);
     examined.assert("files", None, "failed", &["the bytes of 1 of the newest 1"]);
 }
+
+#[tokio::test]
+async fn secrets_of_webhooks_that_cannot_be_read_are_told() {
+    let mut env = Env::start().await;
+    examine(&env.folder(), &[], &[]).assert("webhook_secrets", None, "ok", &["there are none yet"]);
+    let hook = json!({"name": "n", "url": "https://8.8.8.8/", "event_types": ["file.processed"]});
+    assert_eq!(env.client.post("/v1/webhook_endpoints", hook).await.0, 200);
+    let said = &["those of 1 endpoint can be read"];
+    examine(&env.folder(), &[], &[]).assert("webhook_secrets", None, "ok", said);
+    let key = env.folder().join("longshore.db.key");
+    std::fs::rename(&key, env.folder().join("lost")).unwrap();
+    let examined = examine(&env.folder(), &[], &[]);
+    assert_eq!(examined.code, 1);
+    examined.assert("webhook_secrets", None, "failed", &["no key", "stored with"]);
+    assert!(!key.exists(), "it changes nothing");
+    env.server.terminate();
+    env.restart();
+    let said = &["1 of 1 cannot be read"];
+    examine(&env.folder(), &[], &[]).assert("webhook_secrets", None, "failed", said);
+}

@@ -17,7 +17,7 @@ use crate::support::answer;
 
 /// Every path with the id of somebody's thing in it: which thing, the method, and the path as the router
 /// has it, with its query.
-const PATHS: [(&str, &str, &str); 18] = [
+const PATHS: [(&str, &str, &str); 23] = [
     ("file", "GET", "/v1/files/{id}"),
     ("file", "HEAD", "/v1/files/{id}"),
     ("file", "GET", "/v1/files/{id}?wait=5"),
@@ -36,6 +36,11 @@ const PATHS: [(&str, &str, &str); 18] = [
     ("sweep", "GET", "/v1/sweeps/{id}"),
     ("sweep", "GET", "/v1/sweeps/{id}?wait=5"),
     ("sweep", "POST", "/v1/sweeps/{id}/cancel"),
+    ("webhook endpoint", "GET", "/v1/webhook_endpoints/{id}"),
+    ("webhook endpoint", "POST", "/v1/webhook_endpoints/{id}"),
+    ("webhook endpoint", "DELETE", "/v1/webhook_endpoints/{id}"),
+    ("webhook endpoint", "POST", "/v1/webhook_endpoints/{id}/rotate_secret"),
+    ("webhook endpoint", "POST", "/v1/webhook_endpoints/{id}/test"),
 ];
 
 /// Paths whose ids are nobody's: they are in the configuration, or only for admins.
@@ -87,6 +92,7 @@ struct Ids<'i> {
     file: &'i str,
     job: &'i str,
     sweep: &'i str,
+    webhook_endpoint: &'i str,
 }
 
 impl<'i> Ids<'i> {
@@ -94,7 +100,8 @@ impl<'i> Ids<'i> {
         match thing {
             "file" => self.file,
             "job" => self.job,
-            _ => self.sweep,
+            "sweep" => self.sweep,
+            _ => self.webhook_endpoint,
         }
     }
 }
@@ -131,7 +138,12 @@ async fn every_path_refuses_another_owners_ids_and_no_list_shows_them() {
             (file["id"].as_str().unwrap(), file["mappings"][0]["job_id"].as_str().unwrap());
         let swept = json!({"purpose": "user_data", "dry_run": true});
         let (_, sweep) = env.client.post("/v1/sweeps", swept).await;
-        let ids = Ids { file: id, job, sweep: sweep["id"].as_str().unwrap() };
+        let hook =
+            json!({"name": "n", "url": "https://8.8.8.8/", "event_types": ["file.processed"]});
+        let (_, hook) = env.client.post("/v1/webhook_endpoints", hook).await;
+        let (sweep, webhook_endpoint) =
+            (sweep["id"].as_str().unwrap(), hook["id"].as_str().unwrap());
+        let ids = Ids { file: id, job, sweep, webhook_endpoint };
         let (bob, admin) = (env.as_key(BOB_KEY), env.as_key(ADMIN_KEY));
         for (client, acting_for) in [(&bob, None), (&admin, Some("bob"))] {
             for (thing, path, status, error) in try_all(client, acting_for, ids).await {
@@ -161,6 +173,7 @@ async fn every_path_refuses_another_owners_ids_and_no_list_shows_them() {
                 "/v1/files",
                 "/v1/jobs",
                 "/v1/sweeps",
+                "/v1/webhook_endpoints",
                 "/v1/files?model=a",
                 "/v1/jobs?status=queued",
             ] {
@@ -228,7 +241,7 @@ async fn ids_that_were_forged_truncated_or_are_a_providers_name_nothing() {
         for (number, forged) in forged.iter().enumerate() {
             let job = &jobs[number % jobs.len()];
             for client in [&env.client, &env.as_key(BOB_KEY), &env.as_key(ADMIN_KEY)] {
-                let ids = Ids { file: forged, job, sweep: job };
+                let ids = Ids { file: forged, job, sweep: job, webhook_endpoint: job };
                 for (_, path, status, error) in try_all(client, None, ids).await {
                     assert_eq!(status, 404, "{path} of {forged} or {job}: {error}");
                 }

@@ -1,6 +1,7 @@
 //! The job table and the stores beside it, on SQLite and on PostgreSQL, through the functions that the
 //! server and the workers call.
 
+mod deliveries;
 mod events;
 mod idempotency;
 mod keys;

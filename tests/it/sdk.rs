@@ -49,6 +49,14 @@ async fn the_node_sdk_works_unmodified() {
 }
 
 #[tokio::test]
+async fn the_sdks_manage_webhooks_and_take_what_is_delivered() {
+    let extra = "[webhooks]\nallow_private_addresses = true\n".to_owned();
+    let env = Env::with(Options { extra, ..Options::default() }).await;
+    passes("webhooks.py", &[&env.client.base, ALICE_KEY, BOB_KEY]).await;
+    passes("webhooks.mjs", &[&env.client.base, ALICE_KEY]).await;
+}
+
+#[tokio::test]
 async fn an_sdk_that_lost_the_answer_repeats_the_upload_and_gets_it() {
     for name in ["lost.py", "lost.mjs"] {
         let env = Env::with(Options::on(Kind::Postgres)).await;

@@ -12,11 +12,14 @@ use serde_json::json;
 use crate::support::ADMIN_KEY;
 use crate::support::ALICE_KEY;
 use crate::support::BOB_KEY;
+use crate::support::ENCRYPTION_KEY;
 use crate::support::Env;
 use crate::support::Kind;
 use crate::support::Options;
 use crate::support::PROVIDER_KEY;
 use crate::support::Process;
+use crate::support::Receiver;
+use crate::support::Reply;
 use crate::support::answer;
 use crate::support::eventually;
 
@@ -83,7 +86,8 @@ async fn values(env: &Env) -> Vec<(String, String)> {
 }
 
 async fn all_is_clean(kind: Kind) {
-    let env = Env::with(Options { log: "trace", ..Options::on(kind) }).await;
+    let extra = "[webhooks]\nallow_private_addresses = true\n".to_owned();
+    let env = Env::with(Options { log: "trace", extra, ..Options::on(kind) }).await;
     let (admin, bob) = (env.as_key(ADMIN_KEY), env.as_key(BOB_KEY));
     // A provider that repeats the key it was sent, in each of its refusals.
     let refusal = json!({"error": {"message": format!("Incorrect API key provided: {PROVIDER_KEY}."),
@@ -95,7 +99,25 @@ async fn all_is_clean(kind: Kind) {
     // A key that is made here is said once, in this answer.
     let (_, made) = admin.post("/v1/admin/keys", json!({"owner": "carol"})).await;
     let carol = env.as_key(made["key"].as_str().unwrap());
-    let keys = Keys::new(&[ADMIN_KEY, ALICE_KEY, BOB_KEY, PROVIDER_KEY, &carol.key]);
+    // So is the secret of a webhook, and again when it is replaced. It answers to what it was sent, and fails.
+    let receiver = Receiver::answering(Reply::Status(500)).await;
+    let mut secrets = Vec::new();
+    let hook = json!({"name": "h", "url": receiver.url(), "event_types": ["file.deleted"]});
+    let create = admin.request(Method::POST, "/v1/webhook_endpoints").json(&hook);
+    let create = create.header("Idempotency-Key", "w").header("X-Longshore-Owner", "alice");
+    let (_, hook) = answer(create.send().await.unwrap()).await;
+    let hook_path = format!("/v1/webhook_endpoints/{}", hook["id"].as_str().unwrap());
+    secrets.push(hook["signing_secret"].as_str().unwrap().to_owned());
+    let keep = json!({"keep_old_secret_active_for_24_hours": true});
+    let (_, rotated) = env.client.post(&format!("{hook_path}/rotate_secret"), keep).await;
+    secrets.push(rotated["signing_secret"].as_str().unwrap().to_owned());
+    let bare = secrets.iter().map(|secret| secret.trim_start_matches("whsec_"));
+    let mut all = vec![ADMIN_KEY, ALICE_KEY, BOB_KEY, PROVIDER_KEY, &carol.key];
+    all.extend(bare);
+    if kind == Kind::Postgres {
+        all.push(ENCRYPTION_KEY);
+    }
+    let keys = Keys::new(&all);
     let mut answers = Vec::new();
     let file = env.client.upload(&["a", "b", "c"]).await;
     let path = format!("/v1/files/{}", file["id"].as_str().unwrap());
@@ -107,6 +129,13 @@ async fn all_is_clean(kind: Kind) {
         has_ended.then_some(())
     })
     .await;
+    let deleted = env.client.upload(&["b"]).await;
+    env.client.remove(&deleted).await;
+    let delivered = receiver.received(1).await;
+    for secret in &secrets {
+        assert_eq!(delivered[0].verify(secret), Ok(()));
+    }
+    answers.push(env.client.post(&hook_path, json!({"name": "other"})).await.1.to_string());
     for client in [&bob, &carol] {
         let key = ("Idempotency-Key", "k");
         let form = crate::support::RawForm::new()
@@ -123,6 +152,8 @@ async fn all_is_clean(kind: Kind) {
         "/v1/models",
         "/v1/admin/keys",
         "/v1/admin/providers",
+        "/v1/webhook_endpoints",
+        &hook_path,
         "/metrics",
         "/readyz",
         "/v1/nowhere",
@@ -155,6 +186,8 @@ async fn all_is_clean(kind: Kind) {
         "jobs.payload",
         "job_attempts.error",
         "lanes.credential",
+        "webhook_endpoints.secret_hint",
+        "idempotency_keys.response",
     ] {
         assert!(rows.iter().any(|(column, _)| column == what), "the search found no `{what}`");
     }
@@ -166,6 +199,14 @@ async fn all_is_clean(kind: Kind) {
         db.read().execute_unprepared("PRAGMA wal_checkpoint(FULL)").await.unwrap();
     }
     for (name, text) in contents(&env.folder()) {
+        // Its own place, for the user of the server alone.
+        if name.ends_with("longshore.db.key") {
+            use std::os::unix::fs::PermissionsExt as _;
+            let mode = std::fs::metadata(&name).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            let key = text.trim().to_owned();
+            Keys::new(&[&key]).are_not_in("the log", &log);
+        }
         keys.are_not_in(&name, &text);
     }
 }

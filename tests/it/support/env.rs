@@ -96,6 +96,8 @@ pub struct Env {
 pub const ADMIN_KEY: &str = "admin-canary-1f6c";
 pub const ALICE_KEY: &str = "alice-canary-88b2";
 pub const BOB_KEY: &str = "bob-canary-40d7";
+/// On PostgreSQL; on SQLite the server makes one by itself.
+pub const ENCRYPTION_KEY: &str = "Y2FuYXJ5LW9mLWVuY3J5cHRpb24ta2V5LTVkN2EtMDE=";
 pub const PROVIDER_KEY: &str = "sk-provider-canary-7e19";
 
 impl Env {
@@ -232,6 +234,7 @@ max_file_bytes = "8MiB"
 {server}
 [auth]
 admin_key = "{ADMIN_KEY}"
+{encryption_key}
 [[auth.keys]]
 key = "{ALICE_KEY}"
 owner = "alice"
@@ -251,6 +254,10 @@ max_delay = "1s"
 "#,
         extra = options.extra,
         server = options.server,
+        encryption_key = match options.kind {
+            Kind::Sqlite => String::new(),
+            Kind::Postgres => format!("encryption_key = \"{ENCRYPTION_KEY}\""),
+        },
         url = database.url,
         lease = options.lease,
         drain = options.drain,

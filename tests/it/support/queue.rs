@@ -278,7 +278,7 @@ pub async fn claim(
     }
     let claims = claims::claim(tx, worker, LEASE, lane, &state.last_owner, admission.slots).await?;
     if let Some(last) = claims.last() {
-        lanes::leave(tx, lane, &state, &admission, claims.len(), (last.id, &last.owner)).await?;
+        lanes::leave(tx, lane, &state, &admission, claims.len(), (last.id, &last.turn())).await?;
     }
     Ok(claims)
 }

@@ -1,0 +1,514 @@
+//! `/v1/webhook_endpoints` and `/v1/webhook_event_types`, as the OpenAI SDKs' `client.webhooks` has them.
+
+mod fields;
+mod object;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Json;
+use axum::response::Response;
+use serde::Deserialize;
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa::openapi::Object;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use self::fields::checked_name;
+use self::fields::checked_type;
+use self::fields::checked_types;
+use self::fields::checked_url;
+use self::fields::event_types;
+use self::fields::given;
+use self::fields::name;
+use self::fields::url;
+use self::object::EndpointObject;
+use self::object::event_type;
+use self::object::revealed;
+use self::object::sealed;
+use self::object::status;
+use super::Api;
+use super::auth::Authenticated;
+use super::description::words;
+use super::error::Conflict;
+use super::error::DiskFull;
+use super::error::KeyReused;
+use super::error::NotFound;
+use super::error::PayloadTooLarge;
+use super::error::TooManyRequests;
+use super::error::UnsupportedMediaType;
+use super::idempotency::Creation;
+use super::json::OptionalJson;
+use super::list::Limits;
+use super::list::List;
+use super::list::ListParameters;
+use super::parameters::Path;
+use super::parameters::Query;
+use crate::app::App;
+use crate::error::Error;
+use crate::events;
+use crate::ids::EventId;
+use crate::ids::WebhookEndpointId;
+use crate::owners::Caller;
+use crate::webhooks;
+use crate::webhooks::Change;
+use crate::webhooks::EndpointStatus;
+use crate::webhooks::EventType;
+use crate::webhooks::NewEndpoint;
+use crate::webhooks::Sealed;
+use crate::webhooks::sender::Message;
+use crate::webhooks::store;
+use crate::webhooks::store::Endpoint;
+use crate::webhooks::vault::Vault;
+
+const PATH: &str = "/v1/webhook_endpoints";
+const ROTATE_PATH: &str = "/v1/webhook_endpoints/{id}/rotate_secret";
+const LIMITS: Limits = Limits { default: 20, most: 100 };
+/// What a test says that it is about: nothing that exists.
+const SAMPLE: &str = "sample";
+
+pub fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::default()
+        .routes(routes!(create, list))
+        .routes(routes!(retrieve, update, delete))
+        .routes(routes!(rotate_secret))
+        .routes(routes!(test))
+        .routes(routes!(list_event_types))
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+#[schema(as = CreateWebhookEndpoint)]
+struct Create {
+    #[serde(deserialize_with = "given")]
+    #[schema(schema_with = name, required = true)]
+    name: Option<String>,
+    #[serde(deserialize_with = "given")]
+    #[schema(schema_with = url, required = true)]
+    url: Option<String>,
+    #[serde(deserialize_with = "given")]
+    #[schema(schema_with = event_types, required = true)]
+    event_types: Option<Vec<String>>,
+}
+
+/// What is not said stays.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[serde(default)]
+#[schema(as = UpdateWebhookEndpoint)]
+struct Update {
+    #[serde(deserialize_with = "given")]
+    #[schema(schema_with = name, required = false)]
+    name: Option<String>,
+    #[serde(deserialize_with = "given")]
+    #[schema(schema_with = url, required = false)]
+    url: Option<String>,
+    #[serde(deserialize_with = "given")]
+    #[schema(schema_with = event_types, required = false)]
+    event_types: Option<Vec<String>>,
+    /// A disabled one is told of nothing, and what it still had to be told is called off.
+    #[serde(deserialize_with = "given")]
+    #[schema(schema_with = status, required = false)]
+    status: Option<String>,
+}
+
+fn vault(app: &App) -> Result<&Vault, Error> {
+    app.vault.as_ref().ok_or_else(|| Error::Conflict {
+        code: "encryption_key_missing",
+        message: "this server cannot store the secrets of webhooks, which are encrypted: set `auth.encryption_key` \
+                  (LONGSHORE_ENCRYPTION_KEY) to the same 32 bytes in base64 for every process, as \
+                  `openssl rand -base64 32` makes them"
+            .to_owned(),
+        retry_after: None,
+    })
+}
+
+/// Create a webhook endpoint
+///
+/// Deliveries are Standard Webhooks: `webhook-id`, `webhook-timestamp`, and a `webhook-signature` that the official
+/// SDKs' `webhooks.unwrap` checks. The secret is shown this once.
+#[utoipa::path(post, path = "/v1/webhook_endpoints", operation_id = "create_webhook_endpoint", tag = "Webhooks",
+    security(("bearer" = [])),
+    params(("Idempotency-Key" = Option<String>, Header, description = "A name for this endpoint, of printable ASCII \
+        characters. For 24 hours the same key with the same content gets the first answer again, and makes nothing \
+        new.", min_length = 1, max_length = 255, pattern = "^[!-~]([ -~]*[!-~])?$")),
+    request_body = Create,
+    responses(
+        (status = 200, description = "The endpoint, with its secret.", body = EndpointObject, headers(
+            ("idempotency-replayed" = String, description = "`true` where this is the first answer again."))),
+        (status = 409, response = Conflict),
+        (status = 413, response = PayloadTooLarge),
+        (status = 415, response = UnsupportedMediaType),
+        (status = 422, response = KeyReused),
+        (status = 507, response = DiskFull),
+    ),
+)]
+async fn create(
+    State(api): State<Api>,
+    Authenticated(caller): Authenticated,
+    headers: HeaderMap,
+    OptionalJson(body): OptionalJson<Create>,
+) -> Result<Response, Error> {
+    let asked = body.unwrap_or_default();
+    let creation = Creation::new(&caller.owner, PATH, &headers, &asked)?;
+    let (Some(name), Some(url), Some(types)) = (&asked.name, &asked.url, &asked.event_types) else {
+        return Err(what_is_missing(&asked));
+    };
+    let app = &api.app;
+    let (id, vault) = (WebhookEndpointId::mint(), vault(app)?);
+    let new = Arc::new(NewEndpoint {
+        id,
+        name: checked_name(name)?,
+        event_types: checked_types(types)?,
+        url: checked_url(app, url).await?,
+        owner: caller.owner,
+        secret: Sealed::new(vault, id).map_err(Error::Internal)?,
+    });
+    let now = app.clock.now();
+    let create = creation.once_sealed(
+        &api,
+        move |tx| {
+            let new = Arc::clone(&new);
+            Box::pin(async move {
+                let endpoint = webhooks::create(tx, now, &new).await?;
+                sealed(&endpoint, &new.secret)
+            })
+        },
+        |kept| revealed(vault, kept),
+    );
+    create.await
+}
+
+fn what_is_missing(asked: &Create) -> Error {
+    let param = match asked {
+        Create { name: None, .. } => "name",
+        Create { url: None, .. } => "url",
+        Create { .. } => "event_types",
+    };
+    let message = format!(
+        "`{param}` is missing; send `{{\"name\": \"…\", \"url\": \"https://…\", \"event_types\": [\"file.processed\"]}}`"
+    );
+    Error::missing(param, message)
+}
+
+async fn find(app: &App, caller: &Caller, text: &str) -> Result<Endpoint, Error> {
+    let id: WebhookEndpointId = text.parse().map_err(|_| no_such(text))?;
+    let endpoint = store::find(app.db.read(), id).await?.ok_or_else(|| no_such(text))?;
+    if caller.may_touch(&endpoint.owner) {
+        Ok(endpoint)
+    } else {
+        Err(Error::foreign(&caller.owner, "webhook endpoint", text))
+    }
+}
+
+fn no_such(text: &str) -> Error {
+    Error::no_such("webhook endpoint", "webhook_endpoint_id", text)
+}
+
+/// List webhook endpoints
+#[utoipa::path(get, path = "/v1/webhook_endpoints", operation_id = "list_webhook_endpoints", tag = "Webhooks",
+    security(("bearer" = [])),
+    params(
+        ListParameters,
+        ("limit" = Option<u32>, Query, description = "How many at most; 20 if it is not said.",
+            minimum = 1, maximum = 100),
+    ),
+    responses((status = 200, description = "A page of the owner's endpoints.", body = List<EndpointObject>)),
+)]
+async fn list(
+    State(app): State<App>,
+    Authenticated(caller): Authenticated,
+    Query(query): Query<ListParameters>,
+) -> Result<Json<List<EndpointObject>>, Error> {
+    let after = match query.after() {
+        None => None,
+        Some(after) => Some(place(&app, &caller, after).await?),
+    };
+    let page = query.page(after, LIMITS)?;
+    let endpoints = store::list(app.db.scan(), &caller.scope(), &page).await?;
+    let endpoints: Result<Vec<_>, _> = endpoints.iter().map(EndpointObject::new).collect();
+    Ok(Json(List::new(endpoints?, &page, |endpoint: &EndpointObject| endpoint.id.clone())))
+}
+
+/// Where a list is to go on: behind an endpoint that may be deleted since.
+async fn place(app: &App, caller: &Caller, after: &str) -> Result<WebhookEndpointId, Error> {
+    let unknown =
+        || Error::invalid("after", "`after` must be the id of a webhook endpoint of this list");
+    let id: WebhookEndpointId = after.parse().map_err(|_| unknown())?;
+    let owner = store::owner(app.db.read(), id).await?;
+    owner.filter(|owner| caller.may_touch(owner)).map(|_| id).ok_or_else(unknown)
+}
+
+/// Retrieve a webhook endpoint
+#[utoipa::path(get, path = "/v1/webhook_endpoints/{id}", operation_id = "retrieve_webhook_endpoint",
+    tag = "Webhooks", security(("bearer" = [])),
+    params(("id" = String, Path, description = "The endpoint.")),
+    responses(
+        (status = 200, description = "The endpoint.", body = EndpointObject),
+        (status = 404, response = NotFound),
+    ),
+)]
+async fn retrieve(
+    State(app): State<App>,
+    Authenticated(caller): Authenticated,
+    Path(id): Path,
+) -> Result<Json<EndpointObject>, Error> {
+    Ok(Json(EndpointObject::new(&find(&app, &caller, &id).await?)?))
+}
+
+/// Change a webhook endpoint
+///
+/// With the status `enabled` one that was disabled is told of what happens from now on.
+#[utoipa::path(post, path = "/v1/webhook_endpoints/{id}", operation_id = "update_webhook_endpoint",
+    tag = "Webhooks", security(("bearer" = [])),
+    params(("id" = String, Path, description = "The endpoint.")),
+    request_body = Option<Update>,
+    responses(
+        (status = 200, description = "The endpoint as it is now.", body = EndpointObject),
+        (status = 404, response = NotFound),
+        (status = 413, response = PayloadTooLarge),
+        (status = 415, response = UnsupportedMediaType),
+        (status = 507, response = DiskFull),
+    ),
+)]
+async fn update(
+    State(app): State<App>,
+    Authenticated(caller): Authenticated,
+    Path(id): Path,
+    OptionalJson(body): OptionalJson<Update>,
+) -> Result<Json<EndpointObject>, Error> {
+    let endpoint = find(&app, &caller, &id).await?;
+    let asked = body.unwrap_or_default();
+    let status = asked.status.as_deref().map(|status| {
+        status.parse::<EndpointStatus>().map_err(|message| Error::invalid("status", message))
+    });
+    let mut change = Change {
+        name: asked.name.as_deref().map(checked_name).transpose()?,
+        event_types: asked.event_types.as_deref().map(checked_types).transpose()?,
+        status: status.transpose()?,
+        url: None,
+    };
+    if let Some(url) = &asked.url {
+        change.url = Some(checked_url(&app, url).await?);
+    }
+    let (now, change) = (app.clock.now(), Arc::new(change));
+    let changed = app
+        .db
+        .intake(move |tx| {
+            let change = Arc::clone(&change);
+            Box::pin(async move { webhooks::update(tx, now, endpoint.id, &change).await })
+        })
+        .await?;
+    Ok(Json(EndpointObject::new(&changed.ok_or_else(|| no_such(&id))?)?))
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = WebhookEndpointDeleted)]
+struct Deleted {
+    id: String,
+    #[schema(schema_with = is_deleted_endpoint)]
+    object: &'static str,
+    deleted: bool,
+}
+
+fn is_deleted_endpoint() -> Object {
+    words(["webhook_endpoint.deleted"])
+}
+
+/// Delete a webhook endpoint
+///
+/// What it still had to be told is called off.
+#[utoipa::path(delete, path = "/v1/webhook_endpoints/{id}", operation_id = "delete_webhook_endpoint",
+    tag = "Webhooks", security(("bearer" = [])),
+    params(("id" = String, Path, description = "The endpoint.")),
+    responses(
+        (status = 200, description = "It is deleted, and its secrets with it.", body = Deleted),
+        (status = 404, response = NotFound),
+        (status = 507, response = DiskFull),
+    ),
+)]
+async fn delete(
+    State(app): State<App>,
+    Authenticated(caller): Authenticated,
+    Path(id): Path,
+) -> Result<Json<Deleted>, Error> {
+    let endpoint = find(&app, &caller, &id).await?;
+    let now = app.clock.now();
+    let was_there = app
+        .db
+        .intake(move |tx| Box::pin(async move { webhooks::delete(tx, now, endpoint.id).await }))
+        .await?;
+    if !was_there {
+        return Err(no_such(&id));
+    }
+    Ok(Json(Deleted { id, object: "webhook_endpoint.deleted", deleted: true }))
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+#[schema(as = RotateWebhookSecret)]
+struct Rotate {
+    /// Whether deliveries of the next 24 hours are signed with both secrets, so that receivers can be changed one after
+    /// another. Otherwise the old one is good for nothing at once.
+    keep_old_secret_active_for_24_hours: bool,
+}
+
+/// Replace the secret of a webhook endpoint
+#[utoipa::path(post, path = "/v1/webhook_endpoints/{id}/rotate_secret", operation_id = "rotate_webhook_secret",
+    tag = "Webhooks", security(("bearer" = [])),
+    params(
+        ("id" = String, Path, description = "The endpoint."),
+        ("Idempotency-Key" = Option<String>, Header, description = "A name for this replacement, of printable ASCII \
+            characters. For 24 hours the same key with the same content gets the first answer again, and replaces \
+            nothing.", min_length = 1, max_length = 255, pattern = "^[!-~]([ -~]*[!-~])?$"),
+    ),
+    request_body = Option<Rotate>,
+    responses(
+        (status = 200, description = "The endpoint, with its new secret. It is shown this once.",
+            body = EndpointObject, headers(
+            ("idempotency-replayed" = String, description = "`true` where this is the first answer again."))),
+        (status = 404, response = NotFound),
+        (status = 409, response = Conflict),
+        (status = 413, response = PayloadTooLarge),
+        (status = 415, response = UnsupportedMediaType),
+        (status = 422, response = KeyReused),
+        (status = 507, response = DiskFull),
+    ),
+)]
+async fn rotate_secret(
+    State(api): State<Api>,
+    Authenticated(caller): Authenticated,
+    Path(text): Path,
+    headers: HeaderMap,
+    OptionalJson(body): OptionalJson<Rotate>,
+) -> Result<Response, Error> {
+    let asked = body.unwrap_or_default();
+    let app = &api.app;
+    let id = find(app, &caller, &text).await?.id;
+    // An SDK that lost the answer asks again: a second new secret would put the first one in the old one's place.
+    let creation = Creation::new(&caller.owner, ROTATE_PATH, &headers, &(&text, &asked))?;
+    let vault = vault(app)?;
+    let secret = Arc::new(Sealed::new(vault, id).map_err(Error::Internal)?);
+    let (now, keeps_old) = (app.clock.now(), asked.keep_old_secret_active_for_24_hours);
+    let rotate = creation.once_sealed(
+        &api,
+        move |tx| {
+            let (secret, text) = (Arc::clone(&secret), text.clone());
+            Box::pin(async move {
+                let rotated = webhooks::rotate(tx, now, id, &secret, keeps_old).await?;
+                sealed(&rotated.ok_or_else(|| no_such(&text))?, &secret)
+            })
+        },
+        |kept| revealed(vault, kept),
+    );
+    rotate.await
+}
+
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(default)]
+#[schema(as = TestWebhookEndpoint)]
+struct Test {
+    /// What the sample says that it is.
+    #[serde(deserialize_with = "given")]
+    #[schema(schema_with = event_type, required = true)]
+    event_type: Option<String>,
+}
+
+/// How a test went.
+#[derive(Serialize, ToSchema)]
+#[schema(as = WebhookEndpointTest)]
+struct TestObject {
+    #[schema(schema_with = is_test)]
+    object: &'static str,
+    webhook_endpoint_id: String,
+    #[schema(schema_with = event_type)]
+    event_type: String,
+    /// Whether there was an answer. `status_code` is what it said.
+    success: bool,
+    status_code: u16,
+}
+
+fn is_test() -> Object {
+    words(["webhook_endpoint.test"])
+}
+
+/// Test a webhook endpoint
+///
+/// A sample is sent at once and once, with the id `sample` in `data`. An endpoint that cannot be reached is 409.
+#[utoipa::path(post, path = "/v1/webhook_endpoints/{id}/test", operation_id = "test_webhook_endpoint",
+    tag = "Webhooks", security(("bearer" = [])),
+    params(("id" = String, Path, description = "The endpoint.")),
+    request_body = Test,
+    responses(
+        (status = 200, description = "What the endpoint answered.", body = TestObject),
+        (status = 404, response = NotFound),
+        (status = 409, response = Conflict),
+        (status = 413, response = PayloadTooLarge),
+        (status = 415, response = UnsupportedMediaType),
+        (status = 429, response = TooManyRequests),
+    ),
+)]
+async fn test(
+    State(app): State<App>,
+    Authenticated(caller): Authenticated,
+    Path(id): Path,
+    OptionalJson(body): OptionalJson<Test>,
+) -> Result<Json<TestObject>, Error> {
+    let endpoint = find(&app, &caller, &id).await?;
+    let missing = || {
+        Error::missing(
+            "event_type",
+            "`event_type` is missing; send `{\"event_type\": \"file.processed\"}`",
+        )
+    };
+    let event_type = body.unwrap_or_default().event_type.ok_or_else(missing)?;
+    let event_type = checked_type("event_type", &event_type)?;
+    let _place = app.webhooks.place_for_test().ok_or_else(|| Error::Limited {
+        code: "too_many_tests",
+        message: "too many webhook endpoints are being tested; try again".to_owned(),
+        retry_after: Duration::from_secs(1),
+    })?;
+    let (event, now) = (EventId::mint(), app.clock.now());
+    let body = events::to_json(event, event_type.as_str(), now, SAMPLE);
+    let body = body.map_err(|error| Error::Internal(error.into()))?;
+    let secrets = webhooks::secrets(vault(&app)?, &endpoint, now);
+    let secrets = secrets.map_err(|error| Error::Internal(error.into()))?;
+    let message = Message { id: event.to_string(), body };
+    let answered = app.webhooks.send(&endpoint.url, message, &secrets, now).await;
+    let status_code = answered.map_err(|unsent| Error::Conflict {
+        code: unsent.code(),
+        message: format!("no answer from the endpoint: {unsent}"),
+        retry_after: None,
+    })?;
+    Ok(Json(TestObject {
+        object: "webhook_endpoint.test",
+        webhook_endpoint_id: id,
+        event_type: event_type.to_string(),
+        success: true,
+        status_code,
+    }))
+}
+
+/// What endpoints can be told of.
+#[derive(Serialize, ToSchema)]
+#[schema(as = WebhookEventTypes)]
+struct EventTypes {
+    #[schema(schema_with = is_list)]
+    object: &'static str,
+    data: Vec<&'static str>,
+}
+
+fn is_list() -> Object {
+    words(["list"])
+}
+
+/// List the webhook event types
+#[utoipa::path(get, path = "/v1/webhook_event_types", operation_id = "list_webhook_event_types", tag = "Webhooks",
+    security(("bearer" = [])),
+    responses((status = 200, description = "All of them.", body = EventTypes)),
+)]
+async fn list_event_types(_: Authenticated) -> Json<EventTypes> {
+    Json(EventTypes { object: "list", data: EventType::ALL.map(EventType::as_str).to_vec() })
+}
