@@ -352,9 +352,11 @@ pub async fn names(
             Some(("sweep", _)) => {
                 names.insert(*subject, SweepId(*subject).to_string());
             }
-            _ => {
+            Some(("job", _)) => {
                 names.insert(*subject, JobId(*subject).to_string());
             }
+            // Of a newer version.
+            _ => {}
         }
     }
     names.extend(files::store::managed_ids(db, &files).await?);

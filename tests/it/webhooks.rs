@@ -193,6 +193,11 @@ async fn an_endpoint_that_says_that_it_is_gone_hears_no_more_until_it_is_enabled
         assert!(enabled["disabled_reason"].is_null() && enabled["failing_since"].is_null());
         env.client.upload(&["a"]).await;
         assert_eq!(receiver.received(3).await.len(), 3);
+        // What it missed can be told by hand, under the id that it had.
+        let retry = format!("/v1/jobs/{}/retry", jobs[1]["id"].as_str().unwrap());
+        assert_eq!(env.client.post(&retry, json!({})).await.0, 200);
+        let told = receiver.received(4).await;
+        assert_eq!(told[3].header("webhook-id"), told[1].header("webhook-id"));
     }
 }
 
