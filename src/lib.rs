@@ -24,6 +24,7 @@ pub mod page;
 pub mod provider_events;
 pub mod providers;
 pub mod reconciliations;
+pub mod results;
 pub mod runs;
 pub mod sandbox;
 pub mod sweeps;
