@@ -31,6 +31,8 @@ const PART: usize = 1024 * 1024;
 pub enum BlobKey {
     /// What a client uploaded: a folder for each hour, so that none grows without bound.
     Upload { at: Timestamp, id: Uuid },
+    /// What a batch produced, likewise.
+    Output { at: Timestamp, id: Uuid },
     /// The installation's id, so that a store is recognised beside a database that is not its own.
     Installation,
     /// Written now and then, to read the store's clock.
@@ -44,10 +46,8 @@ pub enum BlobKey {
 impl BlobKey {
     pub fn path(&self) -> String {
         match self {
-            Self::Upload { at, id } => {
-                let hour = jiff::Timestamp::from_millisecond(at.0).unwrap_or_default();
-                format!("uploads/{}/{}", hour.strftime("%Y-%m-%d/%H"), id.simple())
-            }
+            Self::Upload { at, id } => in_folder_of_hour("uploads", *at, *id),
+            Self::Output { at, id } => in_folder_of_hour("outputs", *at, *id),
             Self::Installation => "installation".to_owned(),
             Self::Clock => "clock".to_owned(),
             Self::Probe(id) => format!("probe-{}", id.simple()),
@@ -63,6 +63,11 @@ impl BlobKey {
     fn object(&self) -> Path {
         Path::from(self.path())
     }
+}
+
+fn in_folder_of_hour(folder: &str, at: Timestamp, id: Uuid) -> String {
+    let hour = jiff::Timestamp::from_millisecond(at.0).unwrap_or_default();
+    format!("{folder}/{}/{}", hour.strftime("%Y-%m-%d/%H"), id.simple())
 }
 
 /// Why the store failed.
@@ -188,10 +193,12 @@ impl Blobs {
         }
     }
 
-    /// Uploads that were last written before `before`, a few at a time: what no row names is an orphan.
-    pub fn uploads_before(&self, before: Timestamp) -> BoxStream<'_, Result<String, BlobError>> {
-        self.store
-            .list(Some(&Path::from("uploads")))
+    /// Uploads and outputs that were last written before `before`, a few at a time: what no row names is an orphan.
+    pub fn contents_before(&self, before: Timestamp) -> BoxStream<'_, Result<String, BlobError>> {
+        let [uploads, outputs] =
+            ["uploads", "outputs"].map(|folder| self.store.list(Some(&Path::from(folder))));
+        uploads
+            .chain(outputs)
             .map_err(BlobError::from)
             .try_filter_map(move |meta| async move {
                 let old = meta.last_modified.timestamp_millis() < before.0;

@@ -27,6 +27,7 @@ use crate::jobs::lanes::PauseReason;
 use crate::notices::Hint;
 use crate::provider_events;
 use crate::reconciliations;
+use crate::results;
 use crate::runs;
 use crate::runs::observation;
 use crate::sweeps;
@@ -249,10 +250,12 @@ async fn sweep_orphans(app: &App) -> Result<(), Error> {
     }
     // By the store's own clock: ours may be ahead, and a blob whose row is being committed look old.
     let before: Timestamp = app.blobs.now().await?.before(ORPHAN_AFTER);
-    let mut old = app.blobs.uploads_before(before).chunks(CHUNK as usize);
+    let mut old = app.blobs.contents_before(before).chunks(CHUNK as usize);
     while let Some(chunk) = old.next().await {
         let keys = chunk.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let known = files::store::known_blobs(app.db.scan(), &keys).await?;
+        let mut known = files::store::known_blobs(app.db.scan(), &keys).await?;
+        // What is being ingested is no file yet.
+        known.extend(results::store::known_blobs(app.db.scan(), &keys).await?);
         for key in keys.into_iter().filter(|key| !known.contains(key)) {
             tracing::info!(blob.key = %key, "deleted an orphaned blob");
             app.blobs.delete(&BlobKey::Stored(key)).await?;

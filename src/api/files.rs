@@ -228,6 +228,15 @@ async fn send_to_more(
     }
     let destinations: Arc<[_]> = app.destinations(&names)?.into();
     let view = find(&app, &caller, &id).await?;
+    if view.file.purpose == Purpose::BatchOutput.as_str() {
+        return Err(Error::Conflict {
+            code: "not_an_upload",
+            message: "a batch produced this file, and no provider takes such a file; download it, and upload it for \
+                      another purpose"
+                .to_owned(),
+            retry_after: None,
+        });
+    }
     if view.file.blob_key.is_none() {
         return Err(Error::Conflict {
             code: "bytes_gone",

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::db::Transaction;
+use sea_orm::ConnectionTrait;
+use sea_orm::DbErr;
 
 use super::FileStatus;
 use super::store;
@@ -25,6 +27,7 @@ use crate::jobs::UploadFile;
 use crate::jobs::Work;
 use crate::mappings;
 use crate::mappings::Marker;
+use crate::mappings::store::Copy;
 use crate::mappings::store::NewMapping;
 
 /// A model that a file is to be sent to.
@@ -61,6 +64,27 @@ pub async fn create(
     )
     .await?;
     Ok(FileView { file: store::File::written(file, now)?, mappings })
+}
+
+/// Writes a file that was made at a provider, and the copy that it holds there; or one that was made here, without.
+///
+/// # Errors
+///
+/// What the database says.
+pub async fn produced(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    file: &NewFile,
+    copy: Option<(&NewMapping, &Copy)>,
+) -> Result<(), DbErr> {
+    store::insert(tx, now, file).await?;
+    if let Some((mapping, copy)) = copy {
+        mappings::store::insert(tx, now, std::slice::from_ref(mapping)).await?;
+        mappings::store::found(tx, now, mapping.id, copy).await?;
+    }
+    store::set_status(tx, file.id, FileStatus::Processed, None).await?;
+    let event = events::Event::of_file(EventKind::FileProcessed, &file.owner, file.id);
+    events::append(tx, now, &[event]).await
 }
 
 /// Sends a file that exists to more models; those that it was sent to already are passed over.
@@ -152,11 +176,11 @@ pub async fn retry(tx: &Transaction, view: &FileView) -> Result<FileView, Error>
 
 /// Derives the file's status from its mappings, and announces it when it is final.
 pub async fn settle(
-    tx: &impl sea_orm::ConnectionTrait,
+    tx: &impl ConnectionTrait,
     now: Timestamp,
     file_id: FileId,
     owner: &str,
-) -> Result<(), sea_orm::DbErr> {
+) -> Result<(), DbErr> {
     let mappings = mappings::store::statuses(tx, file_id).await?;
     let status = FileStatus::of_mappings(mappings.iter().map(|mapping| mapping.status));
     let failed: Vec<_> = mappings

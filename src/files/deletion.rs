@@ -131,12 +131,14 @@ async fn delete_chunk(
 
     let stopping: HashSet<JobId> = stopping.into_iter().collect();
     let mut gone = Vec::new();
-    let (mut deletes, mut later) = (Vec::new(), Vec::new());
+    let (mut deletes, mut later, mut under_way) = (Vec::new(), Vec::new(), Vec::new());
     for mapping in doomed {
         match fate(&mapping, stopping.contains(&mapping.job_id)) {
             Fate::Nothing => gone.push(mapping.id),
             Fate::Delete => deletes.push(mapping),
             Fate::AfterUpload => later.push(mapping),
+            Fate::UnderWay => under_way.push(mapping.file_id),
+            Fate::Over => {}
         }
     }
     mappings::deletion::never_there(tx, now, &gone).await?;
@@ -148,7 +150,7 @@ async fn delete_chunk(
         enqueue(tx, now, &later, &owners, WHILE_UPLOADING, order).await?;
     }
     let at_work: HashSet<FileId> =
-        deletes.iter().chain(&later).map(|mapping| mapping.file_id).collect();
+        deletes.iter().chain(&later).map(|mapping| mapping.file_id).chain(under_way).collect();
     let mut done = Vec::new();
     for file in &mut buried {
         if !at_work.contains(&file.id) {
@@ -196,6 +198,10 @@ enum Fate {
     Delete,
     /// Its upload runs, and is told to stop. What it left is clear when it has ended.
     AfterUpload,
+    /// It was let go before, and its delete goes on.
+    UnderWay,
+    /// It was let go before, and is gone.
+    Over,
 }
 
 fn fate(mapping: &Doomed, is_uploading: bool) -> Fate {
@@ -204,8 +210,37 @@ fn fate(mapping: &Doomed, is_uploading: bool) -> Fate {
         MappingStatus::Pending | MappingStatus::Failed if mapping.unknown_since.is_none() => {
             Fate::Nothing
         }
-        _ => Fate::Delete,
+        MappingStatus::Deleting => Fate::UnderWay,
+        MappingStatus::Deleted => Fate::Over,
+        MappingStatus::Pending
+        | MappingStatus::Uploading
+        | MappingStatus::Ready
+        | MappingStatus::Failed
+        | MappingStatus::Expired
+        | MappingStatus::Lost
+        | MappingStatus::Undeletable => Fate::Delete,
     }
+}
+
+/// Deletes copies that their providers need not hold any more, of files that stay. The caller holds the files (see
+/// [`mappings::deletion::lock`]).
+///
+/// # Errors
+///
+/// What the database says.
+pub async fn let_go(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    copies: &[Doomed],
+    owner: &str,
+) -> Result<(), DbErr> {
+    let held = [MappingStatus::Ready, MappingStatus::Expired, MappingStatus::Lost];
+    let copies: Vec<_> =
+        copies.iter().filter(|copy| held.contains(&copy.status)).cloned().collect();
+    let owners = copies.iter().map(|copy| (copy.file_id, owner.to_owned())).collect();
+    mappings::deletion::begin(tx, now, &copies, false).await?;
+    let order = Order { is_background: true, ..Order::default() };
+    enqueue(tx, now, &copies, &owners, Duration::ZERO, &order).await
 }
 
 /// Queues the deletes of swept files' copies at one provider, from the file `from` on, of at most `limit`
@@ -312,11 +347,14 @@ mod tests {
     #[test]
     fn only_what_cannot_have_reached_the_provider_is_not_deleted_there() {
         for status in MappingStatus::ALL {
-            let known = matches!(status, MappingStatus::Pending | MappingStatus::Failed);
-            let expected = if known { Fate::Nothing } else { Fate::Delete };
-            assert_eq!(fate(&doomed(status, None), false), expected, "{status}");
-            let unknown = doomed(status, Some(Timestamp(1)));
-            assert_eq!(fate(&unknown, false), Fate::Delete, "{status}");
+            let (known, unknown) = match status {
+                MappingStatus::Pending | MappingStatus::Failed => (Fate::Nothing, Fate::Delete),
+                MappingStatus::Deleting => (Fate::UnderWay, Fate::UnderWay),
+                MappingStatus::Deleted => (Fate::Over, Fate::Over),
+                _ => (Fate::Delete, Fate::Delete),
+            };
+            assert_eq!(fate(&doomed(status, None), false), known, "{status}");
+            assert_eq!(fate(&doomed(status, Some(Timestamp(1))), false), unknown, "{status}");
         }
     }
 

@@ -30,8 +30,8 @@ pub async fn of_deleted(
     Spent::find_by_statement(statement(db, sql, values)).all(db).await
 }
 
-/// Files that every model has, and whose blob keys sort below `before` and behind `after`: keys begin
-/// with the hour they were made in. At most `limit`.
+/// Uploads that every model has, and whose blob keys sort below `before` and behind `after`: keys begin
+/// with the hour they were made in. At most `limit`. What a batch produced is nowhere else.
 pub async fn of_carried(
     db: &impl ConnectionTrait,
     after: &str,
@@ -39,7 +39,7 @@ pub async fn of_carried(
     limit: u32,
 ) -> Result<Vec<Spent>, DbErr> {
     let sql = "SELECT id, blob_key FROM files WHERE blob_key > $1 AND blob_key < $2 AND blob_key IS NOT NULL \
-               AND status = 'processed' ORDER BY blob_key LIMIT $3";
+               AND status = 'processed' AND purpose <> 'batch_output' ORDER BY blob_key LIMIT $3";
     let values: [Value; 3] = [after.into(), before.into(), limit.into()];
     Spent::find_by_statement(statement(db, sql, values)).all(db).await
 }

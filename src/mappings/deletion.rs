@@ -158,7 +158,7 @@ pub async fn begin(
 ) -> Result<(), DbErr> {
     for chunk in mappings.chunks(500) {
         let sql = format!(
-            "UPDATE mappings SET status = 'deleting', error = NULL, \
+            "UPDATE mappings SET status = 'deleting', error = NULL, delete_job_id = NULL, \
              unknown_since = CASE WHEN status = 'uploading' AND $2 THEN COALESCE(unknown_since, $1) \
              ELSE unknown_since END WHERE id IN ({})",
             placeholders(3, chunk.len())

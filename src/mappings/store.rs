@@ -182,6 +182,24 @@ pub async fn complete(
     Ok(tx.execute_raw(statement(tx, sql, values)).await?.rows_affected() == 1)
 }
 
+/// `pending` → `ready`, for a copy that nobody uploaded: its provider made it.
+pub async fn found(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    id: MappingId,
+    copy: &Copy,
+) -> Result<(), DbErr> {
+    let sql = "UPDATE mappings SET status = 'ready', provider_file_id = $2, expires_at = $3, ready_at = $4 \
+               WHERE id = $1 AND status = 'pending'";
+    let values: [Value; 4] = [
+        id.0.into(),
+        copy.provider_file_id.clone().into(),
+        copy.expires_at.map(|at| at.0).into(),
+        now.0.into(),
+    ];
+    tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
+}
+
 /// Whether it is known that the provider has nothing of an attempt that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Certainty {

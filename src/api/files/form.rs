@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use utoipa::openapi::Object;
 use uuid::Uuid;
 
-use super::object::purposes;
+use super::object::uploaded_purposes;
 use crate::api::body::Incoming;
 use crate::api::body::Stopped;
 use crate::api::description::described;
@@ -45,7 +45,7 @@ pub struct FormFields {
     /// The file, exactly one, with a filename.
     #[schema(value_type = String, format = Binary, content_media_type = "application/octet-stream")]
     file: (),
-    #[schema(schema_with = purposes)]
+    #[schema(schema_with = uploaded_purposes)]
     purpose: (),
     /// Names of configured models: one text with commas, or the field repeated. Without any, the file goes to
     /// the configured default models. A name that several deployments share means all of them.
@@ -252,21 +252,21 @@ impl Fields {
 
     /// The purpose, if it came already and is one.
     fn purpose(&self) -> Option<Purpose> {
-        self.get("purpose").and_then(|purpose| purpose.parse().ok())
+        self.get("purpose").and_then(|purpose| Purpose::of_upload(purpose).ok())
     }
 
     fn required_purpose(&self) -> Result<Purpose, Error> {
         match self.get("purpose") {
             None => {
                 let names: Vec<_> =
-                    Purpose::ALL.iter().map(|purpose| format!("`{purpose}`")).collect();
+                    Purpose::UPLOADED.iter().map(|purpose| format!("`{purpose}`")).collect();
                 Err(Error::missing(
                     "purpose",
                     format!("`purpose` is missing; it is one of {}", names.join(", ")),
                 ))
             }
             Some(purpose) => {
-                purpose.parse().map_err(|message: String| Error::invalid("purpose", message))
+                Purpose::of_upload(purpose).map_err(|message| Error::invalid("purpose", message))
             }
         }
     }

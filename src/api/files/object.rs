@@ -86,6 +86,10 @@ pub fn purposes() -> Object {
     words(Purpose::ALL.map(Purpose::as_str))
 }
 
+pub fn uploaded_purposes() -> Object {
+    words(Purpose::UPLOADED.map(Purpose::as_str))
+}
+
 /// Those that are seen. A deleted file is not.
 pub fn file_statuses() -> Object {
     let seen = FileStatus::ALL.into_iter().filter(|status| *status != FileStatus::Deleted);

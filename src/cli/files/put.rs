@@ -41,7 +41,7 @@ pub struct PutArgs {
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// What they are for
-    #[arg(long, value_parser = PossibleValuesParser::new(Purpose::ALL.map(Purpose::as_str)))]
+    #[arg(long, value_parser = PossibleValuesParser::new(Purpose::UPLOADED.map(Purpose::as_str)))]
     purpose: String,
     /// The models to send them to, comma-separated or repeated, as `longshore models` lists them; without
     /// it, the server's default models

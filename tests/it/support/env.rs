@@ -193,9 +193,11 @@ impl Env {
     /// Makes every blob two hours old.
     pub fn age_blobs(&self) {
         let old = super::now() - Duration::from_secs(7200);
-        for path in files_below(&self.folder().join("blobs").join("uploads")) {
-            let file = std::fs::File::options().write(true).open(path).unwrap();
-            file.set_modified(old).unwrap();
+        for folder in ["uploads", "outputs"] {
+            for path in files_below(&self.folder().join("blobs").join(folder)) {
+                let file = std::fs::File::options().write(true).open(path).unwrap();
+                file.set_modified(old).unwrap();
+            }
         }
     }
 }
