@@ -3,6 +3,7 @@
 //! Whoever changes a run holds its batch (see [`crate::batches::store::lock`]), and ends with
 //! [`batches::settle`], by which the batch follows its runs.
 
+pub mod ingestion;
 pub mod observation;
 pub mod status;
 pub mod store;

@@ -8,6 +8,7 @@ pub mod daemon;
 mod delete_file;
 mod deliver_webhook;
 mod dispatch;
+mod download;
 mod endings;
 mod expiry;
 mod held;

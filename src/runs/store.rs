@@ -510,13 +510,16 @@ pub struct Ingested {
     pub usage: Option<Usage>,
     pub output_file_id: Option<FileId>,
     pub error_file_id: Option<FileId>,
+    /// Why not all of it is here.
+    pub failure: Option<Failure>,
 }
 
 pub async fn ingested(tx: &impl ConnectionTrait, id: RunId, found: &Ingested) -> Result<(), DbErr> {
     let usage = found.usage.as_ref().map(serde_json::to_string).transpose().map_err(no_json)?;
+    let error = found.failure.as_ref().map(serde_json::to_string).transpose().map_err(no_json)?;
     let sql = "UPDATE batch_runs SET total = $2, completed = $3, failed = $4, broken = $5, duplicates = $6, \
-               strangers = $7, usage = $8, output_file_id = $9, error_file_id = $10, error = NULL WHERE id = $1";
-    let values: [Value; 10] = [
+               strangers = $7, usage = $8, output_file_id = $9, error_file_id = $10, error = $11 WHERE id = $1";
+    let values: [Value; 11] = [
         id.0.into(),
         found.total.into(),
         found.completed.into(),
@@ -527,6 +530,7 @@ pub async fn ingested(tx: &impl ConnectionTrait, id: RunId, found: &Ingested) ->
         usage.into(),
         found.output_file_id.map(|id| id.0).into(),
         found.error_file_id.map(|id| id.0).into(),
+        error.into(),
     ];
     tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
 }
@@ -578,6 +582,18 @@ pub async fn look_now(
 pub async fn is_in_use(db: &impl ConnectionTrait, mapping: MappingId) -> Result<bool, DbErr> {
     let sql = "SELECT 1 FROM batch_runs WHERE mapping_id = $1 AND ended_at IS NULL LIMIT 1";
     Ok(db.query_one_raw(statement(db, sql, [mapping.0.into()])).await?.is_some())
+}
+
+/// As [`is_in_use`], but for one run.
+pub async fn is_in_use_beside(
+    db: &impl ConnectionTrait,
+    mapping: MappingId,
+    run: RunId,
+) -> Result<bool, DbErr> {
+    let sql =
+        "SELECT 1 FROM batch_runs WHERE mapping_id = $1 AND ended_at IS NULL AND id <> $2 LIMIT 1";
+    let values: [Value; 2] = [mapping.0.into(), run.0.into()];
+    Ok(db.query_one_raw(statement(db, sql, values)).await?.is_some())
 }
 
 /// The providers with batches that are to be looked at, and no job that does.
