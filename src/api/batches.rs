@@ -2,6 +2,7 @@
 
 mod create;
 mod object;
+mod results;
 
 use std::sync::Arc;
 
@@ -65,6 +66,7 @@ pub fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(import))
         .routes(routes!(retrieve))
         .routes(routes!(cancel))
+        .routes(routes!(results::results))
 }
 
 /// Create a batch
