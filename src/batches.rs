@@ -6,6 +6,7 @@
 pub mod cancel;
 pub mod create;
 pub mod import;
+pub mod retry;
 pub mod status;
 pub mod store;
 

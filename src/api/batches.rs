@@ -3,6 +3,7 @@
 mod create;
 mod object;
 mod results;
+mod retry;
 
 use std::sync::Arc;
 
@@ -67,6 +68,7 @@ pub fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(retrieve))
         .routes(routes!(cancel))
         .routes(routes!(results::results))
+        .routes(routes!(retry::retry))
 }
 
 /// Create a batch

@@ -1,0 +1,106 @@
+//! `POST /v1/batches/{id}/retry`: a new batch of what has come to nothing.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use serde::Deserialize;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::find;
+use super::object;
+use super::object::BatchObject;
+use crate::api::Api;
+use crate::api::auth::Authenticated;
+use crate::api::error::Conflict;
+use crate::api::error::DiskFull;
+use crate::api::error::KeyReused;
+use crate::api::error::NotFound;
+use crate::api::error::PayloadTooLarge;
+use crate::api::error::UnsupportedMediaType;
+use crate::api::idempotency::Creation;
+use crate::api::json::OptionalJson;
+use crate::api::parameters::Path;
+use crate::api::request::RequestId;
+use crate::batches::create::Dispatch;
+use crate::batches::retry;
+use crate::error::Error;
+use crate::files;
+use crate::notices::Hint;
+
+const PATH: &str = "/v1/batches/{id}/retry";
+
+/// Which of the requests to retry.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct RetryBatch {
+    /// One model of the batch. It must be said where its models lack different requests.
+    model: Option<String>,
+}
+
+/// Retry what failed of a batch
+///
+/// Makes a new batch, at the same models, of the requests that failed or never ran, on a file of its own. The batch itself
+/// stays as it is.
+#[utoipa::path(post, path = "/v1/batches/{id}/retry", operation_id = "retry_batch", tag = "Batches",
+    security(("bearer" = [])),
+    params(
+        ("id" = String, Path, description = "A batch that has ended."),
+        ("Idempotency-Key" = Option<String>, Header, description = "A name for the new batch, of printable ASCII \
+            characters. For 24 hours the same key with the same content gets the first answer again, and makes nothing \
+            new.", min_length = 1, max_length = 255, pattern = "^[!-~]([ -~]*[!-~])?$"),
+    ),
+    request_body(content = Option<RetryBatch>),
+    responses(
+        (status = 200, description = "The new batch.", body = BatchObject, headers(
+            ("idempotency-replayed" = String, description = "`true` where this is the first answer again."))),
+        (status = 404, response = NotFound),
+        (status = 409, response = Conflict),
+        (status = 413, response = PayloadTooLarge),
+        (status = 415, response = UnsupportedMediaType),
+        (status = 422, response = KeyReused),
+        (status = 507, response = DiskFull),
+    ),
+)]
+pub async fn retry(
+    State(api): State<Api>,
+    Authenticated(caller): Authenticated,
+    request_id: RequestId,
+    headers: HeaderMap,
+    Path(id): Path,
+    OptionalJson(body): OptionalJson<RetryBatch>,
+) -> Result<Response, Error> {
+    let body = body.unwrap_or_default();
+    let creation = Creation::new(&caller.owner, PATH, &headers, &(&id, &body))?;
+    let app = &api.app;
+    let view = find(app, &caller, &id).await?;
+    let prepared = retry::prepare(app, &view, body.model.as_deref(), &request_id.0).await?;
+    let (installation_id, max_attempts) =
+        (Arc::clone(&app.installation.id), app.config.retry.max_attempts.get());
+    let sending = files::create::Dispatch {
+        installation_id: Arc::clone(&installation_id),
+        max_attempts,
+        request_id: Some(request_id.0),
+    };
+    let dispatch = Dispatch { installation_id, max_attempts };
+    let (at, now, all) = (app.clone(), app.clock.now(), Arc::new((prepared, sending, dispatch)));
+    let prepared = Arc::clone(&all);
+    let response = creation
+        .once(&api, move |tx| {
+            let (app, all) = (at.clone(), Arc::clone(&all));
+            Box::pin(async move {
+                let (prepared, sending, dispatch) = &*all;
+                let view = retry::create(tx, now, prepared, sending, dispatch).await?;
+                object::to_text(&app, view)
+            })
+        })
+        .await;
+    // What was answered may be the first answer again.
+    retry::take_back(app, &prepared.0).await;
+    let response = response?;
+    app.notices.hint(Hint::Work);
+    app.notices.hint(Hint::Change);
+    Ok(response)
+}
