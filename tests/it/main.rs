@@ -13,6 +13,7 @@ mod description;
 mod disks;
 mod doctor;
 mod filenames;
+mod ingestion;
 mod jobs;
 mod lists;
 mod operations;

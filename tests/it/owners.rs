@@ -17,7 +17,7 @@ use crate::support::answer;
 
 /// Every path with the id of somebody's thing in it: which thing, the method, and the path as the router
 /// has it, with its query.
-const PATHS: [(&str, &str, &str); 23] = [
+const PATHS: [(&str, &str, &str); 29] = [
     ("file", "GET", "/v1/files/{id}"),
     ("file", "HEAD", "/v1/files/{id}"),
     ("file", "GET", "/v1/files/{id}?wait=5"),
@@ -41,11 +41,18 @@ const PATHS: [(&str, &str, &str); 23] = [
     ("webhook endpoint", "DELETE", "/v1/webhook_endpoints/{id}"),
     ("webhook endpoint", "POST", "/v1/webhook_endpoints/{id}/rotate_secret"),
     ("webhook endpoint", "POST", "/v1/webhook_endpoints/{id}/test"),
+    ("batch", "GET", "/v1/batches/{id}"),
+    ("batch", "GET", "/v1/batches/{id}?wait=5"),
+    ("batch", "POST", "/v1/batches/{id}/cancel"),
+    ("batch", "GET", "/v1/batches/{id}/results"),
+    ("batch", "GET", "/v1/batches/{id}/results?custom_id=r-0"),
+    ("batch", "POST", "/v1/batches/{id}/retry"),
 ];
 
 /// Paths whose ids are nobody's: they are in the configuration, or only for admins.
-const OF_NOBODY: [&str; 8] = [
+const OF_NOBODY: [&str; 9] = [
     "/docs/{file}",
+    "/v1/provider_events/{provider}",
     "/v1/models/{*model}",
     "/v1/admin/keys/{id}",
     "/v1/admin/providers/{name}/pause",
@@ -93,6 +100,7 @@ struct Ids<'i> {
     job: &'i str,
     sweep: &'i str,
     webhook_endpoint: &'i str,
+    batch: &'i str,
 }
 
 impl<'i> Ids<'i> {
@@ -100,6 +108,7 @@ impl<'i> Ids<'i> {
         match thing {
             "file" => self.file,
             "job" => self.job,
+            "batch" => self.batch,
             "sweep" => self.sweep,
             _ => self.webhook_endpoint,
         }
@@ -141,9 +150,11 @@ async fn every_path_refuses_another_owners_ids_and_no_list_shows_them() {
         let hook =
             json!({"name": "n", "url": "https://8.8.8.8/", "event_types": ["file.processed"]});
         let (_, hook) = env.client.post("/v1/webhook_endpoints", hook).await;
+        let batch = env.client.batch_on(&env.client.upload_requests(&["a"], 1).await).await;
         let (sweep, webhook_endpoint) =
             (sweep["id"].as_str().unwrap(), hook["id"].as_str().unwrap());
-        let ids = Ids { file: id, job, sweep, webhook_endpoint };
+        let batch = batch["id"].as_str().unwrap();
+        let ids = Ids { file: id, job, sweep, webhook_endpoint, batch };
         let (bob, admin) = (env.as_key(BOB_KEY), env.as_key(ADMIN_KEY));
         for (client, acting_for) in [(&bob, None), (&admin, Some("bob"))] {
             for (thing, path, status, error) in try_all(client, acting_for, ids).await {
@@ -174,6 +185,7 @@ async fn every_path_refuses_another_owners_ids_and_no_list_shows_them() {
                 "/v1/jobs",
                 "/v1/sweeps",
                 "/v1/webhook_endpoints",
+                "/v1/batches",
                 "/v1/files?model=a",
                 "/v1/jobs?status=queued",
             ] {
@@ -241,7 +253,8 @@ async fn ids_that_were_forged_truncated_or_are_a_providers_name_nothing() {
         for (number, forged) in forged.iter().enumerate() {
             let job = &jobs[number % jobs.len()];
             for client in [&env.client, &env.as_key(BOB_KEY), &env.as_key(ADMIN_KEY)] {
-                let ids = Ids { file: forged, job, sweep: job, webhook_endpoint: job };
+                let ids =
+                    Ids { file: forged, job, sweep: job, webhook_endpoint: job, batch: forged };
                 for (_, path, status, error) in try_all(client, None, ids).await {
                     assert_eq!(status, 404, "{path} of {forged} or {job}: {error}");
                 }

@@ -1,0 +1,559 @@
+//! Results: fetched, read line by line, counted, and served.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use longshore::sandbox::BatchEnd;
+use longshore::sandbox::BatchFile;
+use longshore::sandbox::BatchSettings;
+use longshore::sandbox::BatchState;
+use longshore::sandbox::Fault;
+use longshore::sandbox::FaultRule;
+use longshore::sandbox::Oddity;
+use longshore::sandbox::Operation;
+use longshore::sandbox::Settings;
+use reqwest::Method;
+use serde_json::Value;
+use serde_json::json;
+
+use crate::support::BOB_KEY;
+use crate::support::Env;
+use crate::support::Kind;
+use crate::support::Options;
+use crate::support::Part;
+use crate::support::answer;
+use crate::support::batches::requests;
+use crate::support::eventually;
+use crate::support::mapping;
+use crate::support::status;
+
+const BOTH: [Kind; 2] = [Kind::Sqlite, Kind::Postgres];
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn options(kind: Kind) -> Options {
+    let extra = "[batches]\npoll = \"50ms\"\npoll_max = \"200ms\"\n".to_owned();
+    Options { extra, models: &["a", "b"], ..Options::on(kind) }
+}
+
+fn configure(env: &Env, account: &str, batches: BatchSettings) {
+    let batches = BatchSettings { phase_ms: 20, ..batches };
+    let settings = Settings { batches, keep_bytes: 256 << 20, ..Settings::default() };
+    env.sandbox.configure(account, settings);
+}
+
+fn id(thing: &Value) -> &str {
+    thing["id"].as_str().unwrap()
+}
+
+async fn results(env: &Env, batch: &Value, query: &str) -> Value {
+    let (status, list) = env.client.get(&format!("/v1/batches/{}/results{query}", id(batch))).await;
+    assert_eq!(status, 200, "{list}");
+    list
+}
+
+async fn created(env: &Env, models: &[&str], count: usize) -> Value {
+    env.client.batch_on(&env.client.upload_requests(models, count).await).await
+}
+
+fn custom_ids(list: &Value) -> Vec<&str> {
+    let data = list["data"].as_array().unwrap();
+    data.iter().filter_map(|line| line["custom_id"].as_str()).collect()
+}
+
+async fn job(env: &Env, batch: &Value, kind: &str) -> Value {
+    let (_, jobs) = env.client.get(&format!("/v1/jobs?batch_id={}&kind={kind}", id(batch))).await;
+    jobs["data"][0].clone()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn results_are_fetched_counted_and_served() {
+    for kind in BOTH {
+        let env = Env::with(options(kind)).await;
+        configure(
+            &env,
+            "a",
+            BatchSettings { failing: [("r-2".to_owned(), 400)].into(), ..BatchSettings::default() },
+        );
+        let batch = env.client.batch_ended(&created(&env, &["a"], 5).await).await;
+        assert_eq!(batch["status"], "completed", "{batch}");
+        assert_eq!(batch["request_counts"], json!({"total": 5, "completed": 4, "failed": 1}));
+        let provider = &env.sandbox.batches("a")[0];
+        let usage = serde_json::to_value(provider.usage.unwrap()).unwrap();
+        assert_eq!(batch["usage"], usage);
+
+        let (_, files) = env.client.get("/v1/files?purpose=batch_output").await;
+        assert_eq!(files["data"].as_array().unwrap().len(), 2, "{files}");
+        let output = env.client.file(batch["output_file_id"].as_str().unwrap()).await;
+        assert_eq!(
+            (&output["status"], &output["purpose"]),
+            (&json!("processed"), &json!("batch_output"))
+        );
+        let copy = mapping(&output, "a");
+        assert_eq!(copy["status"], "ready");
+        assert_eq!(copy["provider_file_id"], json!(provider.output_file_id));
+        let lines = env.client.content(&batch["output_file_id"]).await;
+        assert_eq!(json!(lines.len()), output["bytes"]);
+
+        let all = results(&env, &batch, "").await;
+        assert_eq!(custom_ids(&all), ["r-4", "r-3", "r-1", "r-0", "r-2"]);
+        let first: Value =
+            serde_json::from_slice(lines.split(|byte| *byte == b'\n').next().unwrap()).unwrap();
+        let shown = &all["data"][0];
+        assert_eq!((&shown["status"], &shown["model"]), (&json!("succeeded"), &json!("a")));
+        assert_eq!((&shown["response"], &shown["provider_id"]), (&first["response"], &first["id"]));
+
+        let one = results(&env, &batch, "?custom_id=r-3").await;
+        assert_eq!((custom_ids(&one), &one["has_more"]), (vec!["r-3"], &json!(false)));
+        assert_eq!(custom_ids(&results(&env, &batch, "?status=failed").await), ["r-2"]);
+        assert_eq!(
+            custom_ids(&results(&env, &batch, "?status=failed&custom_id=r-3").await),
+            [""; 0]
+        );
+        assert_eq!(custom_ids(&results(&env, &batch, "?status=broken").await), [""; 0]);
+        assert_eq!(custom_ids(&results(&env, &batch, "?model=b").await), [""; 0]);
+        let (mut paged, mut after) = (Vec::new(), String::new());
+        loop {
+            let page = results(&env, &batch, &format!("?limit=2&after={after}")).await;
+            paged.extend(custom_ids(&page).into_iter().map(str::to_owned));
+            after = page["last_id"].as_str().unwrap().to_owned();
+            if page["has_more"] == false {
+                break;
+            }
+        }
+        assert_eq!(paged, ["r-4", "r-3", "r-1", "r-0", "r-2"]);
+
+        let path = format!("/v1/batches/{}/results", id(&batch));
+        let (code, error) = env.as_key(BOB_KEY).get(&path).await;
+        assert_eq!(code, 403, "{error}");
+        for query in ["?limit=0", "?limit=1001", "?after=result_1", "?status=odd"] {
+            let (code, error) = env.client.get(&format!("{path}{query}")).await;
+            assert_eq!(code, 400, "{query}: {error}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lines_that_are_odd_are_kept_counted_and_told() {
+    let line = |custom_id: &str| {
+        let response =
+            json!({"status_code": 200, "request_id": "q", "body": {"usage": {"prompt_tokens": 3}}});
+        json!({"id": "1", "custom_id": custom_id, "response": response, "error": null}).to_string()
+    };
+    for kind in BOTH {
+        let env = Env::with(options(kind)).await;
+        configure(
+            &env,
+            "a",
+            BatchSettings { hold_at: Some(BatchState::Finalizing), ..BatchSettings::default() },
+        );
+        let batch = created(&env, &["a"], 4).await;
+        let at = eventually(PATIENCE, async || {
+            env.sandbox.batches("a").first().map(|batch| batch.id.clone())
+        })
+        .await;
+        let output = format!(
+            "{}\r\n\r\n{{\"custom_id\": broken\r\n{}\n{}\n{}\n\u{fffd}\0\n{}",
+            line("r-0"),
+            line("nobody"),
+            line("r-1"),
+            line("r-0"),
+            line("r-3"),
+        );
+        let error = "{\"custom_id\":\"r-2\",\"response\":null,\"error\":{\"code\":\"x\"}}\n{\"custom_id\":\"r-1\",\"error\":{}}";
+        for (file, bytes) in [(BatchFile::Output, output), (BatchFile::Error, error.to_owned())] {
+            env.sandbox.set_batch_output("a", &at, file, Bytes::from(bytes)).unwrap();
+        }
+        env.sandbox.release_batches("a");
+
+        let batch = env.client.batch_ended(&batch).await;
+        assert_eq!(batch["status"], "completed", "{batch}");
+        assert_eq!(batch["request_counts"], json!({"total": 4, "completed": 3, "failed": 1}));
+        assert_eq!(batch["usage"]["input_tokens"], 9);
+        let irregular = json!({"broken": 2, "duplicate": 2, "unknown": 1});
+        assert_eq!(batch["runs"][0]["irregular_lines"], irregular);
+        let all = results(&env, &batch, "").await;
+        let told: Vec<_> = all["data"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|line| {
+                let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+                (text("custom_id"), text("status"), text("problem"))
+            })
+            .collect();
+        let expected = [
+            ("r-0", "succeeded", ""),
+            ("", "broken", ""),
+            ("nobody", "succeeded", "stranger"),
+            ("r-1", "succeeded", ""),
+            ("r-0", "succeeded", "duplicate"),
+            ("", "broken", ""),
+            ("r-3", "succeeded", ""),
+            ("r-2", "failed", ""),
+            ("r-1", "failed", "duplicate"),
+        ]
+        .map(|(id, status, problem)| (id.to_owned(), status.to_owned(), problem.to_owned()));
+        assert_eq!(told, expected);
+        assert_eq!(all["data"][1]["raw"], "{\"custom_id\": broken");
+        assert_eq!(custom_ids(&results(&env, &batch, "?custom_id=r-0").await), ["r-0", "r-0"]);
+        assert_eq!(
+            results(&env, &batch, "?status=broken").await["data"].as_array().unwrap().len(),
+            2
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_sandbox_does_to_its_files_is_borne() {
+    let env = Env::with(options(Kind::Sqlite)).await;
+    for (oddities, irregular) in [
+        (vec![Oddity::Crlf, Oddity::NoFinalNewline, Oddity::BlankLine], [0, 0, 0]),
+        (vec![Oddity::BrokenLine], [1, 0, 0]),
+        (vec![Oddity::DuplicateCustomId], [0, 1, 0]),
+        (vec![Oddity::UnknownCustomId], [0, 0, 1]),
+    ] {
+        configure(&env, "a", BatchSettings { oddities, ..BatchSettings::default() });
+        let batch = env.client.batch_ended(&created(&env, &["a"], 6).await).await;
+        let counts = json!({"total": 6, "completed": 6, "failed": 0});
+        assert_eq!((&batch["status"], &batch["request_counts"]), (&json!("completed"), &counts));
+        let [broken, duplicate, unknown] = irregular;
+        let irregular = json!({"broken": broken, "duplicate": duplicate, "unknown": unknown});
+        assert_eq!(batch["runs"][0]["irregular_lines"], irregular);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_outputs_of_several_runs_are_merged_and_say_their_model() {
+    for kind in BOTH {
+        let env = Env::with(options(kind)).await;
+        configure(&env, "a", BatchSettings::default());
+        configure(
+            &env,
+            "b",
+            BatchSettings { failing: [("r-1".to_owned(), 500)].into(), ..BatchSettings::default() },
+        );
+        let batch = env.client.batch_ended(&created(&env, &["a", "b"], 3).await).await;
+        assert_eq!(batch["status"], "completed", "{batch}");
+        assert_eq!(batch["request_counts"], json!({"total": 6, "completed": 5, "failed": 1}));
+        let merged = String::from_utf8(env.client.content(&batch["output_file_id"]).await).unwrap();
+        let mut of_model: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for line in merged.lines() {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let text = |key: &str| line[key].as_str().unwrap().to_owned();
+            of_model.entry(text("model")).or_default().push(text("custom_id"));
+        }
+        let expected = [("a", vec!["r-2", "r-1", "r-0"]), ("b", vec!["r-2", "r-0"])];
+        let expected: BTreeMap<_, _> = expected
+            .into_iter()
+            .map(|(model, ids)| (model.to_owned(), ids.into_iter().map(str::to_owned).collect()))
+            .collect();
+        assert_eq!(of_model, expected);
+        assert!(
+            env.client.content(&batch["error_file_id"]).await.starts_with(b"{\"model\":\"b\",")
+        );
+        assert_eq!(custom_ids(&results(&env, &batch, "?custom_id=r-1").await), ["r-1", "r-1"]);
+        assert_eq!(custom_ids(&results(&env, &batch, "?custom_id=r-1&model=b").await), ["r-1"]);
+        assert_eq!(custom_ids(&results(&env, &batch, "").await).len(), 6);
+        let runs = batch["runs"].as_array().unwrap();
+        assert!(runs.iter().all(|run| run["output_file_id"].is_string()), "{batch}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_a_batch_came_to_its_results_are_kept() {
+    for kind in BOTH {
+        let env = Env::with(options(kind)).await;
+        let ends = [
+            (
+                BatchEnd::CompletedWithoutFiles,
+                "completed",
+                json!({"total": 4, "completed": 4, "failed": 0}),
+                0,
+            ),
+            (
+                BatchEnd::Expired { done_percent: 50 },
+                "expired",
+                json!({"total": 4, "completed": 2, "failed": 2}),
+                4,
+            ),
+            (
+                BatchEnd::Cancelled { done_percent: 50 },
+                "cancelled",
+                json!({"total": 4, "completed": 2, "failed": 0}),
+                2,
+            ),
+        ];
+        for (end, word, counts, lines) in ends {
+            configure(&env, "a", BatchSettings { end, ..BatchSettings::default() });
+            let batch = env.client.batch_ended(&created(&env, &["a"], 4).await).await;
+            assert_eq!(
+                (&batch["status"], &batch["request_counts"]),
+                (&json!(word), &counts),
+                "{batch}"
+            );
+            assert_eq!(custom_ids(&results(&env, &batch, "").await).len(), lines, "{word}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_breaks_off_or_is_none_is_fetched_again() {
+    let env = Env::with(options(Kind::Sqlite)).await;
+    configure(&env, "a", BatchSettings::default());
+    let page = Fault::Garbage {
+        content_type: "text/html".to_owned(),
+        body: "<html>".to_owned(),
+        executed: false,
+    };
+    let nothing = Fault::Garbage {
+        content_type: "text/plain".to_owned(),
+        body: String::new(),
+        executed: false,
+    };
+    for fault in [
+        Fault::CutAnswer { after_bytes: 100 },
+        Fault::LostAnswer,
+        page,
+        nothing,
+        status(503, &[], json!(null)),
+        status(429, &[("retry-after", "1")], json!(null)),
+        status(404, &[], json!({"error": {"message": "No such File object"}})),
+    ] {
+        env.spoil_as("a", FaultRule::new(Operation::Content, fault));
+    }
+    let batch = env.client.batch_ended(&created(&env, &["a"], 5).await).await;
+    assert_eq!(
+        batch["request_counts"],
+        json!({"total": 5, "completed": 5, "failed": 0}),
+        "{batch}"
+    );
+    assert_eq!(env.calls("a", Operation::Content), 8);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn results_that_the_provider_does_not_have_are_lost_and_the_batch_says_so() {
+    let env =
+        Env::with(Options { provider: "list_lag = \"10ms\"".to_owned(), ..options(Kind::Sqlite) })
+            .await;
+    configure(&env, "a", BatchSettings::default());
+    let missing = status(404, &[], json!({"error": {"message": "No such File object"}}));
+    env.spoil_as("a", FaultRule { times: 0, ..FaultRule::new(Operation::Content, missing) });
+    let batch = env.client.batch_ended(&created(&env, &["a"], 5).await).await;
+    assert_eq!(
+        (&batch["status"], &batch["output_file_id"]),
+        (&json!("completed"), &json!(null)),
+        "{batch}"
+    );
+    assert_eq!(batch["runs"][0]["error"]["code"], "output_lost", "{batch}");
+    assert_eq!(batch["errors"]["data"][0]["code"], "output_lost", "{batch}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_ingestion_goes_on_where_it_stopped() {
+    for kind in BOTH {
+        let mut env = Env::with(options(kind)).await;
+        configure(&env, "a", BatchSettings { answer_bytes: 200, ..BatchSettings::default() });
+        let batch = created(&env, &["a"], 20_000).await;
+        let indexed = "SELECT COALESCE(max(lines), 0) FROM batch_outputs";
+        eventually(PATIENCE, async || (env.database.count(indexed).await > 2000).then_some(()))
+            .await;
+        env.server.kill();
+        let before = env.database.count(indexed).await;
+        assert!(before < 20_000, "it was faster than the test");
+        let key = env.database.query("SELECT blob_key FROM batch_outputs").await;
+        let key: String = key[0].try_get("", "blob_key").unwrap();
+
+        env.restart();
+        let batch = env.client.batch_ended(&batch).await;
+        let counts = json!({"total": 20_000, "completed": 20_000, "failed": 0});
+        assert_eq!(batch["request_counts"], counts);
+        assert_eq!(env.database.count("SELECT count(*) FROM batch_results").await, 20_000);
+        let distinct = "SELECT count(DISTINCT custom_id) FROM batch_results";
+        assert_eq!(env.database.count(distinct).await, 20_000);
+        let usage = serde_json::to_value(env.sandbox.batches("a")[0].usage.unwrap()).unwrap();
+        assert_eq!(batch["usage"], usage);
+        assert_eq!(env.calls("a", Operation::Content), 1, "the file was fetched again");
+        let kept = env.database.query("SELECT blob_key FROM batch_outputs").await;
+        assert_eq!(kept[0].try_get::<String>("", "blob_key").unwrap(), key);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_the_file_of_results_go_its_copy_and_its_results() {
+    for kind in BOTH {
+        let env = Env::with(options(kind)).await;
+        configure(&env, "a", BatchSettings::default());
+        let batch = env.client.batch_ended(&created(&env, &["a"], 3).await).await;
+        let output = json!({"id": batch["output_file_id"]});
+        env.client.remove(&output).await;
+        let path = format!("/v1/batches/{}/results", id(&batch));
+        let (code, error) = env.client.get(&path).await;
+        assert_eq!((code, &error["error"]["code"]), (409, &json!("results_gone")), "{error}");
+        let deletion = env.client.purged(&output).await;
+        assert_eq!(deletion["status"], "done", "{deletion}");
+        let live: Vec<_> =
+            env.sandbox.live_files("a").into_iter().map(|file| file.filename).collect();
+        assert!(live.iter().all(|name| name.starts_with("in.")), "{live:?}");
+        eventually(PATIENCE, async || {
+            let folder = env.folder().join("blobs/outputs");
+            let left = walk(&folder);
+            (left == 0).then_some(())
+        })
+        .await;
+        let (_, shown) = env.client.get(&format!("/v1/batches/{}", id(&batch))).await;
+        assert_eq!(shown["request_counts"], batch["request_counts"]);
+    }
+}
+
+fn walk(folder: &std::path::Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    entries
+        .map(|entry| entry.unwrap().path())
+        .map(|path| if path.is_dir() { walk(&path) } else { 1 })
+        .sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn providers_keep_nothing_where_they_are_told_to() {
+    for kind in BOTH {
+        let mut options = options(kind);
+        options.extra.push_str("delete_provider_files = true\n");
+        let env = Env::with(options).await;
+        let failing =
+            BatchSettings { failing: [("r-2".to_owned(), 400)].into(), ..BatchSettings::default() };
+        configure(&env, "a", failing);
+        let batch = env.client.batch_ended(&created(&env, &["a"], 3).await).await;
+        assert_eq!(batch["status"], "completed");
+        eventually(PATIENCE, async || env.sandbox.live_files("a").is_empty().then_some(())).await;
+        let input = eventually(PATIENCE, async || {
+            let input = env.client.file(batch["input_file_id"].as_str().unwrap()).await;
+            (mapping(&input, "a")["status"] == "deleted").then_some(input)
+        })
+        .await;
+        assert_eq!(input["status"], "processed");
+        assert!(!env.client.content(&batch["output_file_id"]).await.is_empty());
+        assert_eq!(custom_ids(&results(&env, &batch, "").await).len(), 3);
+        // Files whose copies are gone already can be deleted as well.
+        for file in [&batch["input_file_id"], &batch["output_file_id"]] {
+            let file = json!({"id": file});
+            env.client.remove(&file).await;
+            assert_eq!(env.client.purged(&file).await["status"], "done");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_of_results_is_neither_uploaded_nor_sent_on() {
+    let env = Env::with(options(Kind::Sqlite)).await;
+    configure(&env, "a", BatchSettings::default());
+    let part =
+        Part { filename: "x.jsonl", purpose: "batch_output", models: &["a"], content: requests(1) };
+    let (code, error) = env.client.try_upload(part).await;
+    assert_eq!((code, &error["error"]["param"]), (400, &json!("purpose")), "{error}");
+    let batch = env.client.batch_ended(&created(&env, &["a"], 1).await).await;
+    let path = format!("/v1/files/{}/mappings", batch["output_file_id"].as_str().unwrap());
+    let (code, error) = env.client.post(&path, json!({"target_model_names": ["b"]})).await;
+    assert_eq!((code, &error["error"]["code"]), (409, &json!("not_an_upload")), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_of_fifty_megabytes_is_one_line_among_others() {
+    let env = Env::with(options(Kind::Sqlite)).await;
+    configure(&env, "a", BatchSettings { long_answer_bytes: 50 << 20, ..BatchSettings::default() });
+    let batch = env.client.batch_ended(&created(&env, &["a"], 3).await).await;
+    assert_eq!(batch["request_counts"], json!({"total": 3, "completed": 3, "failed": 0}));
+    let page = results(&env, &batch, "").await;
+    assert_eq!((custom_ids(&page), &page["has_more"]), (vec!["r-2", "r-1"], &json!(true)));
+    let long = results(&env, &batch, "?custom_id=r-0").await;
+    let text = long["data"][0]["response"]["body"]["choices"][0]["message"]["content"].as_str();
+    assert!(text.unwrap().len() >= 50 << 20);
+    let job = job(&env, &batch, "ingest_batch").await;
+    assert_eq!(
+        (&job["status"], &job["progress"]["unit"]),
+        (&json!("succeeded"), &json!("bytes")),
+        "{job}"
+    );
+}
+
+async fn retried(env: &Env, batch: &Value, body: Value) -> (u16, Value) {
+    env.client.post(&format!("/v1/batches/{}/retry", id(batch)), body).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_failed_of_a_batch_can_be_retried_in_a_new_one() {
+    for kind in BOTH {
+        let env = Env::with(options(kind)).await;
+        let failing: BTreeMap<_, _> = [("r-1".to_owned(), 500), ("r-3".to_owned(), 400)].into();
+        configure(&env, "a", BatchSettings { failing, ..BatchSettings::default() });
+        let input = requests(5);
+        let batch = created(&env, &["a"], 5).await;
+        let (code, error) = retried(&env, &batch, json!({})).await;
+        assert_eq!((code, &error["error"]["code"]), (409, &json!("batch_not_ended")), "{error}");
+        let batch = env.client.batch_ended(&batch).await;
+
+        configure(&env, "a", BatchSettings::default());
+        let path = format!("/v1/batches/{}/retry", id(&batch));
+        let again =
+            || env.client.request(Method::POST, &path).header("idempotency-key", "k").send();
+        let (code, new) = answer(again().await.unwrap()).await;
+        assert_eq!(code, 200, "{new}");
+        let (_, same) = answer(again().await.unwrap()).await;
+        assert_eq!(id(&same), id(&new));
+        let new = env.client.batch_ended(&new).await;
+        assert_eq!(new["request_counts"], json!({"total": 2, "completed": 2, "failed": 0}));
+        let file = env.client.file(new["input_file_id"].as_str().unwrap()).await;
+        assert_eq!(
+            (&file["filename"], &file["purpose"]),
+            (&json!("in.retry.jsonl"), &json!("batch"))
+        );
+        let lines: Vec<_> = input.split_inclusive(|byte| *byte == b'\n').collect();
+        assert_eq!(env.client.content(&new["input_file_id"]).await, [lines[1], lines[3]].concat());
+
+        let (code, error) = retried(&env, &new, json!({})).await;
+        assert_eq!((code, &error["error"]["code"]), (409, &json!("nothing_to_retry")), "{error}");
+        let bob = env.as_key(BOB_KEY);
+        assert_eq!(bob.post(&path, json!({})).await.0, 403);
+        env.client.remove(&json!({"id": batch["input_file_id"]})).await;
+        let (code, error) = retried(&env, &batch, json!({})).await;
+        assert_eq!((code, &error["error"]["code"]), (409, &json!("input_gone")), "{error}");
+        // Neither a refusal nor a repetition leaves bytes: the input of the second batch is all that stays.
+        eventually(PATIENCE, async || (env.blobs() == 1).then_some(())).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_models_lack_different_requests_one_must_be_named() {
+    let env = Env::with(options(Kind::Sqlite)).await;
+    for (account, request) in [("a", "r-0"), ("b", "r-1")] {
+        let failing = [(request.to_owned(), 500)].into();
+        configure(&env, account, BatchSettings { failing, ..BatchSettings::default() });
+    }
+    let batch = env.client.batch_ended(&created(&env, &["a", "b"], 3).await).await;
+    let (code, error) = retried(&env, &batch, json!({})).await;
+    assert_eq!((code, &error["error"]["param"]), (400, &json!("model")), "{error}");
+    let (code, error) = retried(&env, &batch, json!({"model": "c"})).await;
+    assert_eq!((code, &error["error"]["param"]), (400, &json!("model")), "{error}");
+    configure(&env, "b", BatchSettings::default());
+    let (code, new) = retried(&env, &batch, json!({"model": "b"})).await;
+    assert_eq!(code, 200, "{new}");
+    let new = env.client.batch_ended(&new).await;
+    assert_eq!(new["request_counts"], json!({"total": 1, "completed": 1, "failed": 0}));
+    assert_eq!(custom_ids(&results(&env, &new, "").await), ["r-1"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unfinished_ingestion_is_no_orphan() {
+    let mut env = Env::with(options(Kind::Sqlite)).await;
+    configure(&env, "a", BatchSettings::default());
+    let batch = created(&env, &["a"], 20_000).await;
+    let indexed = "SELECT COALESCE(max(lines), 0) FROM batch_outputs";
+    eventually(PATIENCE, async || (env.database.count(indexed).await > 500).then_some(())).await;
+    env.server.kill();
+    env.age_blobs();
+    env.restart();
+    // Maintenance looks for orphans as soon as it starts.
+    let batch = env.client.batch_ended(&batch).await;
+    assert_eq!(batch["request_counts"]["completed"], 20_000);
+    assert!(!env.client.content(&batch["output_file_id"]).await.is_empty());
+}
