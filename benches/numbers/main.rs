@@ -18,6 +18,7 @@ mod process;
 mod raw;
 mod reads;
 mod report;
+mod results;
 mod server;
 mod uploads;
 mod waiters;
@@ -72,6 +73,12 @@ pub struct Options {
     /// Megabytes of the one large batch file
     #[arg(long, env = "LONGSHORE_BENCH_BATCH", default_value_t = 400)]
     batch: usize,
+    /// Megabytes of the output of a batch
+    #[arg(long, env = "LONGSHORE_BENCH_OUTPUT", default_value_t = 200)]
+    output: usize,
+    /// Results of the batch in which one is looked for
+    #[arg(long, env = "LONGSHORE_BENCH_RESULTS", default_value_t = 1_000_000)]
+    results: usize,
     /// Requests that wait at the same time
     #[arg(long, env = "LONGSHORE_BENCH_WAITERS", default_value_t = 10_000)]
     waiters: usize,
@@ -124,6 +131,8 @@ impl Options {
             &mut self.rounds,
             &mut self.large,
             &mut self.batch,
+            &mut self.output,
+            &mut self.results,
             &mut self.waiters,
             &mut self.jobs,
             &mut self.finished,
@@ -183,7 +192,7 @@ const fn large(name: &'static str, run: fn(&Bench) -> Running<'_>) -> Row {
 }
 
 /// In the order of the table. The raw limits come first, and whatever is chosen comes beside them.
-const ROWS: [Row; 24] = [
+const ROWS: [Row; 26] = [
     row("raw-files", |bench| Box::pin(raw::files(bench))),
     row("raw-loopback", |bench| Box::pin(raw::loopback(bench))),
     row("raw-sqlite", |bench| Box::pin(raw::sqlite(bench))),
@@ -196,6 +205,8 @@ const ROWS: [Row; 24] = [
     large("large-file", |bench| Box::pin(large::file(bench))),
     large("large-batch", |bench| Box::pin(large::batch(bench))),
     row("lines", |bench| Box::pin(lines::all(bench))),
+    large("ingestion", |bench| Box::pin(results::large(bench))),
+    large("results", |bench| Box::pin(results::many(bench))),
     row("deletes", |bench| Box::pin(deletes::files(bench))),
     large("sweep", |bench| Box::pin(deletes::sweep(bench))),
     large("reconcile", |bench| Box::pin(deletes::reconcile(bench))),

@@ -23,6 +23,8 @@ pub struct Setup<'s> {
     pub per_minute: usize,
     /// More settings of each provider.
     pub provider: &'s str,
+    /// More of the configuration.
+    pub extra: &'s str,
 }
 
 impl Default for Setup<'_> {
@@ -36,6 +38,7 @@ impl Default for Setup<'_> {
             max_concurrency: 16,
             per_minute: 1_000_000_000,
             provider: "",
+            extra: "",
         }
     }
 }
@@ -71,8 +74,8 @@ pub fn configure(
 ) -> anyhow::Result<()> {
     let mut text = format!(
         "[server]\nlisten = \"127.0.0.1:0\"\nmax_file_bytes = \"4GiB\"\n[auth]\nadmin_key = \"{KEY}\"\n\
-         [database]\nurl = \"{}\"\n[redis]\nurl = \"{}\"\n[blobs]\nurl = \"file://blobs\"\n",
-        setup.database, setup.redis
+         [database]\nurl = \"{}\"\n[redis]\nurl = \"{}\"\n[blobs]\nurl = \"file://blobs\"\n{}",
+        setup.database, setup.redis, setup.extra
     );
     for model in setup.models {
         text += &format!(
