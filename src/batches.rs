@@ -162,9 +162,13 @@ async fn queue_merge(
     now: Timestamp,
     batch: &Batch,
 ) -> Result<(), DbErr> {
+    let work = Work::MergeBatch(MergeBatch { batch_id: batch.id });
+    if jobs::store::is_pending(tx, batch.id, &work).await? {
+        return Ok(());
+    }
     let job = NewJob {
         id: JobId::mint(),
-        work: Work::MergeBatch(MergeBatch { batch_id: batch.id }),
+        work,
         lane: Lane::merges(),
         owner: batch.owner.clone(),
         max_attempts: MAX_ATTEMPTS,
@@ -207,7 +211,9 @@ fn errors(runs: &[Run]) -> Result<Option<String>, DbErr> {
             let errors: Vec<serde_json::Value> =
                 serde_json::from_str(errors).map_err(|error| DbErr::Json(error.to_string()))?;
             all.extend(errors);
-        } else if let Some(failure) = run.failure().filter(|_| run.ended_at.is_some()) {
+        } else if run.status()? == RunStatus::Failed
+            && let Some(failure) = run.failure()
+        {
             let message = format!("`{}`: {}", run.model, failure.message);
             all.push(serde_json::json!({
                 "code": failure.code, "message": message, "param": null, "line": null,

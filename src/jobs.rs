@@ -265,6 +265,23 @@ impl Lane {
         Self("webhooks".to_owned())
     }
 
+    /// The lane whose jobs count with those of this one: what is fetched from a provider takes of the same limit as what
+    /// is sent there. Of other lanes it is the lane itself.
+    pub fn counted_with(&self) -> Self {
+        if let Some(name) = self.0.strip_prefix("provider:") {
+            Self::ingestion(name)
+        } else if let Some(name) = self.0.strip_prefix("ingest:") {
+            Self::of_provider(name)
+        } else {
+            self.clone()
+        }
+    }
+
+    /// The lane that stands still when the provider of this one is at fault.
+    pub fn at_fault(&self) -> Self {
+        self.provider().map_or_else(|| self.clone(), Self::of_provider)
+    }
+
     /// Whether it is a provider's own: of what clients wait for there.
     pub fn is_of_provider(&self) -> bool {
         self.0.starts_with("provider:")

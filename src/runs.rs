@@ -22,6 +22,7 @@ use crate::batches;
 use crate::clock::Timestamp;
 use crate::jobs;
 use crate::jobs::Failure;
+use crate::mappings;
 
 /// The results of a run are here, counted and indexed: it is what the provider said it is. `false` when it had
 /// ended before.
@@ -41,7 +42,7 @@ pub async fn complete(
         return Ok(false);
     }
     store::ingested(tx, run.id, found).await?;
-    make_room(tx, &run.provider).await?;
+    let_delete(tx, run).await?;
     batches::settle(tx, now, run.batch_id).await?;
     Ok(true)
 }
@@ -77,7 +78,16 @@ async fn end(
         store::set_error(tx, run.id, failure).await?;
     }
     make_room(tx, &run.provider).await?;
+    let_delete(tx, run).await?;
     batches::settle(tx, now, run.batch_id).await
+}
+
+/// The delete of the input's copy may have waited for this run.
+async fn let_delete(tx: &impl ConnectionTrait, run: &Run) -> Result<(), DbErr> {
+    match run.mapping_id {
+        Some(mapping) => mappings::deletion::hasten(tx, mapping).await,
+        None => Ok(()),
+    }
 }
 
 /// A batch has ended at a provider: the one that has waited longest for room there goes again.

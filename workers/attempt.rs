@@ -284,7 +284,7 @@ impl Attempt {
                 let (conclusion, effects) = (conclusion.clone(), Arc::clone(&effects));
                 Box::pin(async move {
                     let now = app.clock.now();
-                    let lane = Lane(job.lane.clone());
+                    let lane = Lane(job.lane.clone()).at_fault();
                     let report = report(&conclusion, is_probe);
                     let policy = policy(&app);
                     let (ending, next) = match report {
@@ -441,6 +441,7 @@ mod tests {
             max_attempts: 3,
             progress: None,
             file_id: None,
+            batch_id: None,
             model: None,
             request_id: None,
             created_at: Timestamp(0),

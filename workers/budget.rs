@@ -7,27 +7,40 @@ use sea_orm::DbErr;
 use super::attempt::Conclusion;
 use crate::app::Account;
 use crate::app::App;
+use crate::jobs::Failure;
 use crate::jobs::lanes;
+use crate::jobs::lanes::Leave;
 
-/// How long to wait for the rate budget, between two looks at it.
-const PAUSE: Duration = Duration::from_millis(200);
+/// How long a job rests at most whose provider is left alone: somebody may let it go on.
+const LONGEST_REST: Duration = Duration::from_secs(60);
 
 /// Takes a call out of the provider's budget, and waits for it.
+///
+/// # Errors
+///
+/// While the provider is left alone: the job rests, and spends nothing.
 pub async fn spend(app: &App, account: &Account) -> Result<(), Conclusion> {
-    let per_minute = account.settings.requests_per_minute.get();
-    loop {
-        let lane = account.lane();
-        let again_at: Result<_, DbErr> = app
-            .db
-            .work_alone(move |tx| {
-                let lane = lane.clone();
-                Box::pin(async move { lanes::spend(tx, &lane, per_minute).await })
+    let (lane, per_minute) = (account.lane(), account.settings.requests_per_minute.get());
+    let leave: Result<_, DbErr> = app
+        .db
+        .work_alone(move |tx| {
+            let lane = lane.clone();
+            Box::pin(async move {
+                lanes::ensure(tx, &lane).await?;
+                lanes::spend(tx, &lane, per_minute).await
             })
-            .await;
-        match again_at {
-            Ok(None) => return Ok(()),
-            Ok(Some(_)) => tokio::time::sleep(PAUSE).await,
-            Err(error) => return Err(Conclusion::without_database(&error)),
+        })
+        .await;
+    match leave {
+        Ok(Leave::In(wait)) => {
+            tokio::time::sleep(wait).await;
+            Ok(())
         }
+        Ok(Leave::NotFor(rest)) => {
+            let failure =
+                Failure::transient("provider_paused", "the provider is left alone for now");
+            Err(Conclusion::Again { after: rest.min(LONGEST_REST), failure: Some(failure) })
+        }
+        Err(error) => Err(Conclusion::without_database(&error)),
     }
 }

@@ -1,6 +1,7 @@
 //! Asks one provider to stop a batch. What it answers is what the batch is; its end is seen by the watch.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sea_orm::DbErr;
@@ -15,13 +16,19 @@ use crate::clock::Timestamp;
 use crate::db::Transaction;
 use crate::jobs::CancelBatch;
 use crate::jobs::Ending;
+use crate::jobs::retry;
 use crate::providers::ErrorKind;
 use crate::providers::ProviderBatchId;
 use crate::providers::RemoteBatch;
 use crate::runs::observation;
+use crate::runs::observation::LOST_AFTER;
 use crate::runs::observation::Rhythm;
 use crate::runs::store;
 use crate::runs::store::Run;
+
+/// How long to rest, at first and at most, before a batch that the provider does not know is asked for again.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 pub async fn run(attempt: &Attempt, payload: &CancelBatch) -> Done {
     let nothing_done =
@@ -54,8 +61,18 @@ pub async fn run(attempt: &Attempt, payload: &CancelBatch) -> Done {
             let effects = Asked { run, batch, rhythm, is_stray };
             Done { conclusion: Conclusion::Succeeded, effects: Arc::new(effects) }
         }
-        // What is not there need not be stopped; the watch sees to the rest.
-        Err(error) if error.kind == ErrorKind::NotFound => nothing_done(Conclusion::Succeeded),
+        // One that was created just now may be unknown to the part of the provider that answers; one that is not there
+        // for long need not be stopped.
+        Err(error) if error.kind == ErrorKind::NotFound => {
+            // By the database's clock, as the lease is.
+            let tried = attempt.job.lease_until.since(attempt.job.started_at);
+            if tried >= LOST_AFTER {
+                return nothing_done(Conclusion::Succeeded);
+            }
+            let (after, failure) =
+                (tried.clamp(FIRST_PAUSE, LONGEST_PAUSE), retry::failure(&error));
+            nothing_done(Conclusion::Again { after, failure: Some(failure) })
+        }
         Err(error) => nothing_done(Conclusion::of_error(&error)),
     }
 }

@@ -22,6 +22,7 @@ use super::maintenance;
 use super::reaper;
 use super::spent_blobs;
 use crate::app::App;
+use crate::jobs;
 use crate::jobs::Lane;
 use crate::jobs::LeaseTimes;
 use crate::jobs::WorkerId;
@@ -137,6 +138,9 @@ async fn open_lanes(app: &App) -> anyhow::Result<()> {
                     for lane in &all {
                         lanes::open(tx, lane, &credential).await?;
                     }
+                    // It may have been put off while nobody served it.
+                    let [_, watching, _] = &all;
+                    jobs::store::hasten_lane(tx, watching).await?;
                     Ok::<_, DbErr>(())
                 })
             })

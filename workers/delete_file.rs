@@ -37,8 +37,9 @@ use crate::runs;
 
 /// How long a delete is tried before somebody has to look at it.
 pub const PATIENCE: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How long to wait for the end of an upload, if nothing says earlier that it has ended, or of a batch.
-const NEEDED_PAUSE: Duration = Duration::from_secs(10);
+/// How long to wait for the end of an upload, and of a batch, if nothing says earlier that it has ended.
+const UPLOAD_PAUSE: Duration = Duration::from_secs(10);
+const BATCH_PAUSE: Duration = Duration::from_secs(600);
 
 pub async fn run(attempt: &Attempt, payload: &DeleteFile) -> Done {
     let nothing_done = |conclusion| Done { conclusion, effects: Arc::new(Nothing) };
@@ -58,11 +59,9 @@ pub async fn run(attempt: &Attempt, payload: &DeleteFile) -> Done {
     if upload.status().is_ok_and(|status| status != MappingStatus::Deleting) {
         return nothing_done(Conclusion::Succeeded);
     }
-    match is_needed(attempt, &upload).await {
-        Ok(false) => {}
-        Ok(true) => {
-            return nothing_done(Conclusion::Again { after: NEEDED_PAUSE, failure: None });
-        }
+    match needed_for(attempt, &upload).await {
+        Ok(None) => {}
+        Ok(Some(after)) => return nothing_done(Conclusion::Again { after, failure: None }),
         Err(error) => return nothing_done(Conclusion::without_database(&error)),
     }
     let outcome = tokio::select! {
@@ -79,12 +78,15 @@ pub async fn run(attempt: &Attempt, payload: &DeleteFile) -> Done {
     Done { conclusion, effects: Arc::new(effects) }
 }
 
-/// Whether it is still being uploaded, or a batch that was cancelled has not stopped reading it.
-async fn is_needed(attempt: &Attempt, upload: &Upload) -> Result<bool, DbErr> {
+/// How long to wait while it is still being uploaded, or a batch that was cancelled has not stopped reading it. The end
+/// of either makes this due.
+async fn needed_for(attempt: &Attempt, upload: &Upload) -> Result<Option<Duration>, DbErr> {
     let db = attempt.app.db.read();
-    Ok(deletion::is_uploading(db, upload.id).await?
-        || (upload.purpose == Purpose::Batch.as_str()
-            && runs::store::is_in_use(db, upload.id).await?))
+    if deletion::is_uploading(db, upload.id).await? {
+        return Ok(Some(UPLOAD_PAUSE));
+    }
+    let may_be_read = upload.purpose == Purpose::Batch.as_str();
+    Ok((may_be_read && runs::store::is_in_use(db, upload.id).await?).then_some(BATCH_PAUSE))
 }
 
 fn given_up(failure: Failure, verdict: Verdict) -> Conclusion {
@@ -191,13 +193,11 @@ async fn delete_lost(
     if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
         return Ok(Looked::TooEarly(wait));
     }
-    let files = match attempt.listings.look(account, &Marker(upload.marker.clone())).await {
+    let marker = Marker(upload.marker.clone());
+    let files = match attempt.listings.look(&attempt.app, account, &marker).await {
         Ok(files) => files,
-        // It has no list to be asked.
-        Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Unsupported) => {
-            return Err(cannot_know(account));
-        }
-        Err(error) => return Err(Conclusion::of_error(&error)),
+        Err(unread) if unread.has_no_list() => return Err(cannot_know(account)),
+        Err(unread) => return Err(unread.conclusion()),
     };
     let found = files.into_iter().map(|file| file.id.0).collect();
     let condemned = match strays::condemn(attempt, upload, found).await {

@@ -49,6 +49,29 @@ struct Serving {
     /// Of this process.
     slots: usize,
     running: Arc<AtomicUsize>,
+    /// Whether its slots are those that all our own heavy work shares.
+    is_heavy: bool,
+}
+
+/// What a claim would take of a lane.
+struct Wanted {
+    place: usize,
+    lane: Lane,
+    limits: Limits,
+    free: usize,
+    is_heavy: bool,
+}
+
+impl Wanted {
+    fn of(place: usize, serving: &Serving) -> Self {
+        Self {
+            place,
+            lane: serving.lane.clone(),
+            limits: serving.limits,
+            free: serving.free(),
+            is_heavy: serving.is_heavy,
+        }
+    }
 }
 
 impl Serving {
@@ -77,7 +100,8 @@ impl Drop for Slot {
     }
 }
 
-/// The lanes of our own work.
+/// The lanes of our own work. What is heavy of it shares the slots that the configuration allows; sweeps, which rest
+/// while they are at it, come last.
 fn own_lanes(app: &App) -> Vec<Serving> {
     let concurrency = app.config.workers.concurrency.get() as usize;
     let own = |lane, max_concurrency, slots| Serving {
@@ -85,18 +109,23 @@ fn own_lanes(app: &App) -> Vec<Serving> {
         limits: Limits { max_concurrency, requests_per_minute: None },
         slots,
         running: Arc::default(),
+        is_heavy: false,
     };
-    let mut lanes = vec![
-        own(Lane::sweeps(), u32::MAX, concurrency),
-        own(Lane::merges(), u32::MAX, concurrency),
-        own(Lane::webhooks(), u32::MAX, DELIVERIES),
-    ];
+    let running = Arc::default();
+    let heavy = |lane, max_concurrency| Serving {
+        running: Arc::clone(&running),
+        is_heavy: true,
+        ..own(lane, max_concurrency, concurrency)
+    };
+    let mut lanes = vec![own(Lane::webhooks(), u32::MAX, DELIVERIES)];
     for account in app.providers.iter() {
         let name = &account.settings.name;
         lanes.push(own(Lane::watching(name), 1, 1));
         let most = account.settings.max_concurrency.get();
-        lanes.push(own(Lane::ingestion(name), most, concurrency));
+        lanes.push(heavy(Lane::ingestion(name), most));
     }
+    lanes.push(heavy(Lane::merges(), u32::MAX));
+    lanes.push(heavy(Lane::sweeps(), u32::MAX));
     lanes
 }
 
@@ -149,6 +178,7 @@ impl Dispatcher {
                 },
                 slots: account.settings.max_concurrency.get() as usize,
                 running: Arc::default(),
+                is_heavy: false,
             })
             .collect();
         lanes.extend(own_lanes(&app));
@@ -280,10 +310,9 @@ impl Dispatcher {
     }
 
     async fn claim(&self, places: Vec<usize>) -> Result<Round, DbErr> {
-        let wanted: Arc<[(usize, Lane, Limits, usize)]> = places
+        let wanted: Arc<[Wanted]> = places
             .into_iter()
-            .filter_map(|place| Some((place, self.lanes.get(place)?)))
-            .map(|(place, serving)| (place, serving.lane.clone(), serving.limits, serving.free()))
+            .filter_map(|place| Some(Wanted::of(place, self.lanes.get(place)?)))
             .collect();
         let (worker, lease) = (self.worker.clone(), self.times.lease);
         self.app
@@ -293,10 +322,15 @@ impl Dispatcher {
                 Box::pin(async move {
                     let mut round =
                         Round { claims: BTreeMap::new(), again_at: None, now: Timestamp(0) };
-                    let mut all = Vec::new();
-                    for (place, lane, limits, free) in wanted.iter() {
+                    let (mut all, mut taken) = (Vec::new(), 0);
+                    for Wanted { place, lane, limits, free, is_heavy } in wanted.iter() {
+                        let free = if *is_heavy { free.saturating_sub(taken) } else { *free };
+                        if *is_heavy && *lane != lane.counted_with() {
+                            // What runs in both is counted: nobody else may claim in the other meanwhile.
+                            lanes::enter(tx, &lane.counted_with()).await?;
+                        }
                         let state = lanes::enter(tx, lane).await?;
-                        let admission = state.admit(limits, *free);
+                        let admission = state.admit(limits, free);
                         round.now = state.now;
                         if let Some(at) = admission.again_at {
                             round.again_at =
@@ -325,6 +359,7 @@ impl Dispatcher {
                             )
                             .await?;
                             all.extend(claims.iter().cloned());
+                            taken += if *is_heavy { claims.len() } else { 0 };
                             round.claims.insert(*place, (claims, admission.is_probe));
                         }
                     }

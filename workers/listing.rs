@@ -4,11 +4,16 @@ use std::collections::HashMap;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::time::Duration;
 use std::time::Instant;
 
 use async_trait::async_trait;
 
+use super::attempt::Conclusion;
+use super::budget;
 use crate::app::Account;
+use crate::app::App;
+use crate::clock::Timestamp;
 use crate::mappings::Marker;
 use crate::providers::ErrorKind;
 use crate::providers::Page;
@@ -18,6 +23,8 @@ use crate::providers::ProviderFileId;
 use crate::providers::RemoteBatch;
 use crate::providers::RemoteFile;
 
+/// How far a provider's clock may be from ours.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(24 * 3600);
 /// Pages of one list; OpenAI's have up to 10,000 files each.
 const MAX_PAGES: usize = 10_000;
 
@@ -29,30 +36,58 @@ pub struct Listings {
 }
 
 impl Listings {
-    /// Every file at the provider that carries `marker`, in a list that was begun after this call.
+    /// Every file at the provider that carries `marker`, in a list that was begun after this call. Each page is paid for
+    /// out of the provider's rate budget.
     ///
     /// # Errors
     ///
     /// When a page cannot be read: a list with a gap proves nothing.
     pub async fn look(
         &self,
+        app: &App,
         account: &Account,
         marker: &Marker,
-    ) -> Result<Vec<RemoteFile>, ProviderError> {
-        self.files.look(account, marker).await
+    ) -> Result<Vec<RemoteFile>, Unread> {
+        self.files.look(app, account, marker, Timestamp(0)).await
     }
 
-    /// Likewise for batches.
+    /// Likewise every batch, in a list that goes back to those created before `since`.
     ///
     /// # Errors
     ///
     /// As [`Self::look`].
     pub async fn look_for_batch(
         &self,
+        app: &App,
         account: &Account,
         marker: &Marker,
-    ) -> Result<Vec<RemoteBatch>, ProviderError> {
-        self.batches.look(account, marker).await
+        since: Timestamp,
+    ) -> Result<Vec<RemoteBatch>, Unread> {
+        self.batches.look(app, account, marker, since).await
+    }
+}
+
+/// Why a list was not read.
+#[derive(Clone, Debug)]
+pub enum Unread {
+    /// The provider has refused, or answered something else.
+    Refused(ProviderError),
+    /// Nobody asked it.
+    NotNow(Conclusion),
+}
+
+impl Unread {
+    /// Whether the provider has no list to be asked.
+    pub fn has_no_list(&self) -> bool {
+        matches!(self, Self::Refused(error)
+            if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Unsupported))
+    }
+
+    pub fn conclusion(self) -> Conclusion {
+        match self {
+            Self::Refused(error) => Conclusion::of_error(&error),
+            Self::NotNow(conclusion) => conclusion,
+        }
     }
 }
 
@@ -66,6 +101,9 @@ trait Listed: Clone + Send + Sync + Sized {
     ) -> Result<(Vec<Self>, Option<String>), ProviderError>;
 
     fn marker(&self) -> Option<Marker>;
+
+    /// Unix seconds, where the provider says so.
+    fn created_at(&self) -> Option<i64>;
 }
 
 #[async_trait]
@@ -80,6 +118,10 @@ impl Listed for RemoteFile {
 
     fn marker(&self) -> Option<Marker> {
         Marker::of(&self.filename)
+    }
+
+    fn created_at(&self) -> Option<i64> {
+        self.created_at
     }
 }
 
@@ -98,6 +140,10 @@ impl Listed for RemoteBatch {
     fn marker(&self) -> Option<Marker> {
         self.marker.clone().map(Marker)
     }
+
+    fn created_at(&self) -> Option<i64> {
+        self.created_at
+    }
 }
 
 #[derive(Clone)]
@@ -112,10 +158,16 @@ impl<T> Default for Lists<T> {
 }
 
 struct Listing<T> {
-    /// Whoever is about to look, by marker: the next reading keeps only what somebody looks for, so its memory
-    /// does not grow with the list.
-    wanted: Mutex<HashMap<Marker, usize>>,
+    /// Whoever is about to look, by marker, and how far back: the next reading keeps only what somebody looks for, so
+    /// its memory does not grow with the list.
+    wanted: Mutex<HashMap<Marker, Interest>>,
     last: tokio::sync::Mutex<Option<Reading<T>>>,
+}
+
+#[derive(Clone, Copy)]
+struct Interest {
+    count: usize,
+    since: Timestamp,
 }
 
 impl<T> Default for Listing<T> {
@@ -132,21 +184,27 @@ struct Reading<T> {
 }
 
 impl<T: Listed> Lists<T> {
-    async fn look(&self, account: &Account, marker: &Marker) -> Result<Vec<T>, ProviderError> {
+    async fn look(
+        &self,
+        app: &App,
+        account: &Account,
+        marker: &Marker,
+        since: Timestamp,
+    ) -> Result<Vec<T>, Unread> {
         let asked = Instant::now();
         let listing = {
             let mut listings =
                 self.by_provider.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             Arc::clone(listings.entry(account.settings.name.clone()).or_default())
         };
-        let _wanted = Wanted::register(&listing.wanted, marker);
+        let _wanted = Wanted::register(&listing.wanted, marker, since);
         let mut last = listing.last.lock().await;
         let reading = match &*last {
             Some(reading) if reading.begun >= asked && reading.sought.contains(marker) => {
                 reading.clone()
             }
             _ => {
-                let reading = listing.read(account).await?;
+                let reading = listing.read(app, account).await?;
                 *last = Some(reading.clone());
                 reading
             }
@@ -158,13 +216,20 @@ impl<T: Listed> Lists<T> {
 }
 
 impl<T: Listed> Listing<T> {
-    async fn read(&self, account: &Account) -> Result<Reading<T>, ProviderError> {
+    async fn read(&self, app: &App, account: &Account) -> Result<Reading<T>, Unread> {
         let begun = Instant::now();
-        let sought: Arc<HashSet<Marker>> = Arc::new(lock(&self.wanted).keys().cloned().collect());
+        let wanted = lock(&self.wanted).clone();
+        let since = wanted.values().map(|interest| interest.since).min();
+        let oldest = since.unwrap_or(Timestamp(0)).before(CLOCKS_DIFFER).unix_seconds();
+        let sought: Arc<HashSet<Marker>> = Arc::new(wanted.into_keys().collect());
         let mut found = Vec::new();
         let mut after = None;
         for _ in 0..MAX_PAGES {
-            let (page, next) = T::page(account, after).await?;
+            budget::spend(app, account).await.map_err(Unread::NotNow)?;
+            let (page, next) = T::page(account, after).await.map_err(Unread::Refused)?;
+            let is_older = |listed: &T| listed.created_at().is_some_and(|at| at < oldest);
+            // The newest come first: what follows is older still.
+            let next = next.filter(|_| !page.iter().all(is_older));
             for listed in page {
                 let marker = listed.marker();
                 if let Some(marker) = marker.filter(|marker| sought.contains(marker)) {
@@ -176,7 +241,7 @@ impl<T: Listed> Listing<T> {
                 return Ok(Reading { begun, sought, found: Arc::new(found) });
             }
         }
-        Err(ProviderError {
+        Err(Unread::Refused(ProviderError {
             kind: ErrorKind::Garbled,
             outcome_unknown: false,
             message: format!(
@@ -186,7 +251,7 @@ impl<T: Listed> Listing<T> {
             http_status: None,
             provider_code: None,
             provider_request_id: None,
-        })
+        }))
     }
 }
 
@@ -219,13 +284,21 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// Keeps a marker among the wanted.
 struct Wanted<'a> {
-    wanted: &'a Mutex<HashMap<Marker, usize>>,
+    wanted: &'a Mutex<HashMap<Marker, Interest>>,
     marker: Marker,
 }
 
 impl<'a> Wanted<'a> {
-    fn register(wanted: &'a Mutex<HashMap<Marker, usize>>, marker: &Marker) -> Self {
-        *lock(wanted).entry(marker.clone()).or_default() += 1;
+    fn register(
+        wanted: &'a Mutex<HashMap<Marker, Interest>>,
+        marker: &Marker,
+        since: Timestamp,
+    ) -> Self {
+        let mut all = lock(wanted);
+        let interest = all.entry(marker.clone()).or_insert(Interest { count: 0, since });
+        interest.count += 1;
+        interest.since = interest.since.min(since);
+        drop(all);
         Self { wanted, marker: marker.clone() }
     }
 }
@@ -233,9 +306,9 @@ impl<'a> Wanted<'a> {
 impl Drop for Wanted<'_> {
     fn drop(&mut self) {
         let mut wanted = lock(self.wanted);
-        if let Some(count) = wanted.get_mut(&self.marker) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(interest) = wanted.get_mut(&self.marker) {
+            interest.count -= 1;
+            if interest.count == 0 {
                 wanted.remove(&self.marker);
             }
         }

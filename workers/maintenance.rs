@@ -20,6 +20,7 @@ use crate::ids::JobId;
 use crate::jobs;
 use crate::jobs::Failure;
 use crate::jobs::JobStatus;
+use crate::jobs::Lane;
 use crate::jobs::deliveries;
 use crate::jobs::lanes;
 use crate::jobs::lanes::Patience;
@@ -42,6 +43,8 @@ const CHUNK: u32 = 500;
 const MAX_CHUNKS: usize = 200;
 /// OpenAI repeats an event for up to three days.
 const PROVIDER_EVENTS_KEPT: Duration = Duration::from_secs(4 * 24 * 3600);
+/// How long a watch is put off whose provider is not configured here. The start of a worker that has it makes it due.
+const UNSERVED_PAUSE: Duration = Duration::from_secs(3600);
 /// A blob that no row names and nobody has written to for this long is an orphan.
 const ORPHAN_AFTER: Duration = Duration::from_secs(3600);
 const ORPHANS_EVERY: u32 = 60;
@@ -159,14 +162,27 @@ async fn go_on_with_sweeps(app: &App) -> Result<(), DbErr> {
     Ok(())
 }
 
-/// Batches are watched until they end, whatever became of the job that did.
+/// Batches are watched until they end, whatever became of the job that did. A watch that nobody here serves is put
+/// off: what is due and cannot be taken keeps workers looking.
 async fn watch_batches(app: &App) -> Result<(), DbErr> {
-    for provider in runs::store::unwatched_providers(app.db.scan()).await? {
+    for provider in runs::store::watched_providers(app.db.scan()).await? {
+        let lane = Lane::watching(&provider);
+        let is_served = app.providers.get(&provider).is_some();
+        let is_watched = jobs::store::is_lane_alive(app.db.scan(), &lane).await?;
+        if is_served && is_watched {
+            continue;
+        }
         let (now, provider) = (app.clock.now(), Arc::<str>::from(provider));
         app.db
             .work_alone(move |tx| {
-                let provider = Arc::clone(&provider);
-                Box::pin(async move { observation::watch(tx, now, &provider).await })
+                let (provider, lane) = (Arc::clone(&provider), lane.clone());
+                Box::pin(async move {
+                    if is_watched {
+                        jobs::store::put_off_lane(tx, &lane, UNSERVED_PAUSE).await
+                    } else {
+                        observation::watch(tx, now, &provider).await
+                    }
+                })
             })
             .await?;
         app.notices.hint(Hint::Work);

@@ -36,6 +36,7 @@ use crate::results::Source;
 use crate::results::store;
 use crate::results::store::Output;
 use crate::results::store::Stored;
+use crate::runs;
 use crate::runs::ingestion;
 use crate::runs::store::Run;
 
@@ -206,6 +207,9 @@ struct Merging {
 #[async_trait]
 impl Effects for Merging {
     async fn write(&self, tx: &Transaction, now: Timestamp, ending: &Ending) -> Result<(), DbErr> {
+        if let Ending::Failed(failure) = ending {
+            return runs::store::set_error_of_all(tx, self.batch_id, failure).await;
+        }
         if *ending != Ending::Succeeded || self.files.is_empty() {
             return Ok(());
         }
@@ -216,5 +220,19 @@ impl Effects for Merging {
             self.files.iter().find(|(source, _)| *source == wanted).map(|(_, file)| file.id)
         };
         batches::merged(tx, now, self.batch_id, file(Source::Output), file(Source::Error)).await
+    }
+}
+
+/// Nobody can say how the attempt ended. Half a merged file is an orphan; the next attempt begins anew, if there is one.
+pub async fn ended_unseen(
+    tx: &Transaction,
+    payload: &MergeBatch,
+    ending: &Ending,
+) -> Result<(), DbErr> {
+    match ending {
+        Ending::Failed(failure) => {
+            runs::store::set_error_of_all(tx, payload.batch_id, failure).await
+        }
+        Ending::Cancelled | Ending::Retry { .. } | Ending::Succeeded => Ok(()),
     }
 }

@@ -23,6 +23,7 @@ use super::upload_file;
 use super::verify_upload;
 use super::watch_batch;
 use crate::clock::Timestamp;
+use crate::ids::BatchId;
 use crate::ids::FileId;
 use crate::ids::JobId;
 use crate::jobs::Ending;
@@ -30,6 +31,8 @@ use crate::jobs::Work;
 use crate::jobs::claims::Claimed;
 use crate::mappings;
 use crate::mappings::store::Certainty;
+use crate::runs;
+use crate::runs::submission;
 
 /// Runs a job.
 pub async fn run(attempt: &Attempt, work: &Work) -> Done {
@@ -76,8 +79,9 @@ pub async fn ended_unseen(
         Work::DeleteFile(payload) => delete_file::ended_unseen(tx, now, payload, ending).await,
         Work::SubmitBatch(payload) => submit_batch::ended_unseen(tx, now, payload, ending).await,
         Work::IngestBatch(payload) => ingest_batch::ended_unseen(tx, now, payload, ending).await,
-        // What was seen is written run by run, asking to stop twice is harmless, and half a merged file is an orphan.
-        Work::WatchBatch(_) | Work::CancelBatch(_) | Work::MergeBatch(_) => Ok(()),
+        // What was seen is written run by run, and asking to stop twice is harmless.
+        Work::WatchBatch(_) | Work::CancelBatch(_) => Ok(()),
+        Work::MergeBatch(payload) => merge_batch::ended_unseen(tx, payload, ending).await,
         Work::Sweep(payload) => sweep::ended_unseen(tx, now, payload, ending).await,
         Work::Reconcile(payload) => reconcile::ended_unseen(tx, now, payload, ending).await,
     }
@@ -101,7 +105,11 @@ pub fn unreadable(job: &Claimed, error: &serde_json::Error) -> Done {
             "payload_unreadable",
             format!("the payload of the job cannot be read: {error}"),
         ),
-        effects: Arc::new(Unreadable { job_id: job.id, file_id: job.file_id }),
+        effects: Arc::new(Unreadable {
+            job_id: job.id,
+            file_id: job.file_id,
+            batch_id: job.batch_id,
+        }),
     }
 }
 
@@ -124,18 +132,24 @@ impl Effects for Unseen {
     }
 }
 
-/// The mapping that an unreadable job was for is found by the job: it would wait for ever.
+/// The mapping or the run that an unreadable job was for is found by the job: it would wait for ever.
 struct Unreadable {
     job_id: JobId,
     file_id: Option<FileId>,
+    batch_id: Option<BatchId>,
 }
 
 #[async_trait]
 impl Effects for Unreadable {
     async fn write(&self, tx: &Transaction, now: Timestamp, ending: &Ending) -> Result<(), DbErr> {
-        let (Some(file_id), Ending::Failed(failure)) = (self.file_id, ending) else {
-            return Ok(());
-        };
+        let Ending::Failed(failure) = ending else { return Ok(()) };
+        if let Some(batch) = self.batch_id
+            && let Some(run) = runs::store::of_job(tx, batch, self.job_id).await?
+        {
+            let certainty = submission::Certainty::Unchanged;
+            return submission::abandon(tx, now, &run, certainty, failure).await;
+        }
+        let Some(file_id) = self.file_id else { return Ok(()) };
         let Some(id) = mappings::store::of_job(tx, file_id, self.job_id).await? else {
             return Ok(());
         };

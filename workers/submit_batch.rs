@@ -15,8 +15,10 @@ use super::attempt::Attempt;
 use super::attempt::Conclusion;
 use super::attempt::Done;
 use super::attempt::Effects;
+use super::listing::Unread;
 use super::registry::Nothing;
 use crate::app::Account;
+use crate::batches;
 use crate::clock::Timestamp;
 use crate::db::Transaction;
 use crate::jobs::Ending;
@@ -39,11 +41,15 @@ use crate::runs::store;
 use crate::runs::store::Run;
 use crate::runs::submission;
 use crate::runs::submission::Certainty;
+use crate::runs::submission::OUTCOME_UNKNOWN;
 use crate::runs::submission::UNKNOWN_FOR;
 
 /// When the list is looked at again, after as much time since the outcome became unknown. The last look is at
 /// [`UNKNOWN_FOR`].
 const LOOKS: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(180)];
+
+/// How long to rest when a page of the list could not be read.
+const GARBLED_PAUSE: Duration = Duration::from_secs(60);
 
 pub async fn run(attempt: &Attempt, payload: &SubmitBatch) -> Done {
     let nothing_done =
@@ -66,8 +72,8 @@ pub async fn run(attempt: &Attempt, payload: &SubmitBatch) -> Done {
         biased;
         result = submit(attempt, &run, sent.clone()) => result,
         stop = attempt.lease.stopped() => {
-            let certainty = match run.unknown_since {
-                _ if sent.is_set() => Certainty::Unknown(attempt.app.clock.now()),
+            let certainty = match run.unknown_for() {
+                _ if sent.is_set() => Certainty::Unknown,
                 None => Certainty::Absent,
                 Some(_) => Certainty::Unchanged,
             };
@@ -92,7 +98,7 @@ struct Submitted {
     certainty: Certainty,
     batch: Option<RemoteBatch>,
     /// The provider's list was read to its end and did not show the batch.
-    looked: Option<Timestamp>,
+    looked: bool,
     /// The provider has no room.
     capacity: Option<Failure>,
 }
@@ -103,7 +109,7 @@ impl Submitted {
             conclusion,
             certainty: Certainty::Unchanged,
             batch: None,
-            looked: None,
+            looked: false,
             capacity: None,
         }
     }
@@ -114,7 +120,7 @@ async fn submit(attempt: &Attempt, run: &Run, sent: SentWhole) -> Submitted {
         let message = format!("the provider `{}` is not configured any more", run.provider);
         return Submitted::of(Conclusion::transient("provider_not_configured", message));
     };
-    if run.unknown_since.is_some() {
+    if run.unknown_for().is_some() {
         match settle(attempt, account, run).await {
             Ok(()) => {}
             Err(submitted) => return *submitted,
@@ -126,31 +132,35 @@ async fn submit(attempt: &Attempt, run: &Run, sent: SentWhole) -> Submitted {
     }
     match input(attempt, run).await {
         Ok(input) => create(attempt, account, run, input, sent).await,
-        Err(conclusion) => Submitted::of(conclusion),
+        // Nothing is there: else it would have been found.
+        Err(conclusion) => Submitted { certainty: Certainty::Absent, ..Submitted::of(conclusion) },
     }
 }
 
 /// Looks whether the provider has what an earlier attempt may have created. `Ok` when it certainly has not.
 async fn settle(attempt: &Attempt, account: &Account, run: &Run) -> Result<(), Box<Submitted>> {
-    let (Some(since), Some(marker)) = (run.unknown_since, run.marker.clone()) else {
+    let (Some(waited), Some(marker)) = (run.unknown_for(), run.marker.clone()) else {
         return Ok(());
     };
     let say = |conclusion| Box::new(Submitted::of(conclusion));
     if !account.driver.capabilities().can_list_batches {
         return Err(say(cannot_know(account)));
     }
-    let begun = attempt.app.clock.now();
-    let waited = begun.since(since);
     let lag = account.settings.list_lag;
     if waited < lag {
         return Err(say(Conclusion::Again { after: lag - waited, failure: None }));
     }
-    let batches = match attempt.listings.look_for_batch(account, &Marker(marker)).await {
+    let (app, marker) = (&attempt.app, Marker(marker));
+    let look = attempt.listings.look_for_batch(app, account, &marker, run.created_at);
+    let batches = match look.await {
         Ok(batches) => batches,
-        Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Unsupported) => {
-            return Err(say(cannot_know(account)));
+        Err(unread) if unread.has_no_list() => return Err(say(cannot_know(account))),
+        // An entry that cannot be read may be anybody's: it says nothing against the provider.
+        Err(Unread::Refused(error)) if error.kind == ErrorKind::Garbled => {
+            let failure = Some(retry::failure(&error));
+            return Err(say(Conclusion::Again { after: GARBLED_PAUSE, failure }));
         }
-        Err(error) => return Err(say(Conclusion::of_error(&error))),
+        Err(unread) => return Err(say(unread.conclusion())),
     };
     // The oldest is the one whose answer was lost.
     if let Some(batch) = batches.into_iter().min_by_key(|batch| batch.created_at) {
@@ -166,18 +176,18 @@ async fn settle(attempt: &Attempt, account: &Account, run: &Run) -> Result<(), B
     }
     let next = LOOKS.into_iter().find(|look| *look > waited).unwrap_or(UNKNOWN_FOR);
     let failure = Failure::transient(
-        "outcome_unknown",
+        OUTCOME_UNKNOWN,
         "the answer to the create was lost; it is not repeated before the provider's list has been looked at for long \
          enough",
     );
     let after = next.saturating_sub(waited).max(lag);
     let again = Conclusion::Again { after, failure: Some(failure) };
-    Err(Box::new(Submitted { looked: Some(begun), ..Submitted::of(again) }))
+    Err(Box::new(Submitted { looked: true, ..Submitted::of(again) }))
 }
 
 fn cannot_know(account: &Account) -> Conclusion {
     Conclusion::permanent(
-        "outcome_unknown",
+        OUTCOME_UNKNOWN,
         format!(
             "the answer to the create of a batch was lost, and `{}` offers no way to find out whether it took effect; \
              look there: if it is there, cancel this batch and import that one, if not, retry this job",
@@ -212,6 +222,7 @@ async fn create(
 ) -> Submitted {
     match begin(attempt, run).await {
         Ok(true) => {}
+        // It is another worker's by now, or nobody waits for the batch any more: the next attempt sees which.
         Ok(false) => return Submitted::of(Conclusion::HandedBack),
         Err(error) => return Submitted::of(Conclusion::without_database(&error)),
     }
@@ -240,16 +251,20 @@ async fn create(
     }
 }
 
-/// Writes the intent. `false` when the job is another worker's by now, or the run has ended.
+/// Writes the intent. `false` when nothing is to be created here any more.
 async fn begin(attempt: &Attempt, run: &Run) -> Result<bool, DbErr> {
-    let (fence, id, now) = (attempt.fence.clone(), run.id, attempt.app.clock.now());
+    let (fence, id, batch) = (attempt.fence.clone(), run.id, run.batch_id);
     attempt
         .app
         .db
-        .work(move |tx| {
+        .work_alone(move |tx| {
             let fence = fence.clone();
             Box::pin(async move {
-                Ok(leases::check(tx, &fence).await? && store::begin_create(tx, id, now).await?)
+                if !leases::check(tx, &fence).await? {
+                    return Ok(false);
+                }
+                batches::store::lock(tx, batch).await?;
+                store::begin_create(tx, id).await
             })
         })
         .await
@@ -262,7 +277,7 @@ fn refused(attempt: &Attempt, account: &Account, run: &Run, error: &ProviderErro
             .increment(1);
         let can_list = account.driver.capabilities().can_list_batches;
         let conclusion = if can_list { Conclusion::of_error(error) } else { cannot_know(account) };
-        return Submitted { certainty: Certainty::Unknown(now), ..Submitted::of(conclusion) };
+        return Submitted { certainty: Certainty::Unknown, ..Submitted::of(conclusion) };
     }
     let certainty = Certainty::Absent;
     if error.kind == ErrorKind::Capacity {
@@ -280,7 +295,7 @@ struct Submission {
     run: Run,
     certainty: Certainty,
     batch: Option<RemoteBatch>,
-    looked: Option<Timestamp>,
+    looked: bool,
     capacity: Option<Failure>,
     rhythm: Rhythm,
 }
@@ -294,13 +309,10 @@ impl Effects for Submission {
             (Ending::Succeeded, None) => Ok(()),
             (Ending::Retry { .. }, None) => {
                 if let Some(failure) = &self.capacity {
-                    return submission::refuse_for_now(tx, now, run, failure).await;
+                    return submission::refuse_for_now(tx, now, run, failure).await.map(|_| ());
                 }
                 submission::postpone(tx, now, run, self.certainty).await?;
-                match self.looked {
-                    Some(at) => store::looked(tx, run.id, at).await,
-                    None => Ok(()),
-                }
+                if self.looked { store::looked(tx, run.id).await } else { Ok(()) }
             }
             (Ending::Failed(failure), None) => {
                 submission::abandon(tx, now, run, self.certainty, failure).await

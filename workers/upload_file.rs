@@ -156,13 +156,13 @@ async fn settle(attempt: &Attempt, account: &Account, upload: &Upload, bytes: u6
     if let Some(after) = wait {
         return Settled::Otherwise(Carried::of(Conclusion::Again { after, failure: None }));
     }
-    let files = match attempt.listings.look(account, &Marker(upload.marker.clone())).await {
+    let marker = Marker(upload.marker.clone());
+    let files = match attempt.listings.look(&attempt.app, account, &marker).await {
         Ok(files) => files,
-        // It has no list to be asked.
-        Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Unsupported) => {
+        Err(unread) if unread.has_no_list() => {
             return Settled::Otherwise(Carried::of(cannot_know(account)));
         }
-        Err(error) => return Settled::Otherwise(Carried::of(Conclusion::of_error(&error))),
+        Err(unread) => return Settled::Otherwise(Carried::of(unread.conclusion())),
     };
     let condemned = match store::condemned(attempt.app.db.read(), upload.id).await {
         Ok(condemned) => condemned,

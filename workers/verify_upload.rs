@@ -81,9 +81,9 @@ async fn verify(attempt: &Attempt, payload: &VerifyUpload) -> Conclusion {
     }
     let mut found = Vec::new();
     if account.can_find_uploads() {
-        match attempt.listings.look(account, &Marker(upload.marker.clone())).await {
+        match attempt.listings.look(app, account, &Marker(upload.marker.clone())).await {
             Ok(files) => found = files.into_iter().map(|file| file.id.0).collect(),
-            Err(error) => return Conclusion::of_error(&error),
+            Err(unread) => return unread.conclusion(),
         }
     }
     let condemned = match strays::condemn(attempt, &upload, found).await {

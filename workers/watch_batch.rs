@@ -23,9 +23,7 @@ use crate::ids::JobId;
 use crate::ids::RunId;
 use crate::jobs;
 use crate::jobs::Ending;
-use crate::jobs::Lane;
 use crate::jobs::WatchBatch;
-use crate::jobs::lanes;
 use crate::jobs::leases;
 use crate::jobs::retry;
 use crate::jobs::retry::Verdict;
@@ -43,10 +41,12 @@ use crate::runs::store::Run;
 const MOST_DUE: u32 = 500;
 /// With more than this due, the list is read instead of each.
 const FEW: usize = 3;
-/// Pages of one list: of a hundred batches each, a million batches.
-const MAX_PAGES: usize = 10_000;
 /// Runs that changed, in one transaction.
 const CHUNK: usize = 20;
+/// A watch that is older ends, and is followed by another.
+const LONGEST_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// How long to rest at most after the provider was at fault.
+const LONGEST_REST: Duration = Duration::from_secs(60);
 /// How long to rest while the provider is not configured.
 const NOT_CONFIGURED_PAUSE: Duration = Duration::from_secs(60);
 
@@ -64,7 +64,8 @@ async fn watch(attempt: &Attempt, provider: &str) -> Conclusion {
     let Some(account) = attempt.app.providers.get(provider) else {
         return Conclusion::Again { after: NOT_CONFIGURED_PAUSE, failure: None };
     };
-    loop {
+    // Its attempts are kept for as long as it is: so it is another one each day.
+    while attempt.job.lease_until.since(attempt.job.started_at) < LONGEST_LIFE {
         let due = match store::due(attempt.app.db.read(), provider, MOST_DUE).await {
             Ok(due) => due,
             Err(error) => return Conclusion::without_database(&error),
@@ -80,6 +81,7 @@ async fn watch(attempt: &Attempt, provider: &str) -> Conclusion {
             return conclusion;
         }
     }
+    Conclusion::Succeeded
 }
 
 struct Look<'a> {
@@ -97,11 +99,12 @@ impl Look<'_> {
         Ok(())
     }
 
-    /// Reads the list until all that are due were on it. Answers those that were not.
+    /// Reads the list until all that are due were on it, or until to ask for each of the rest is no more work. Answers
+    /// those.
     async fn at_list(&self, due: Vec<Run>) -> Result<Vec<Run>, Conclusion> {
         let mut unseen: HashMap<RunId, Run> = due.into_iter().map(|run| (run.id, run)).collect();
         let mut after: Option<ProviderBatchId> = None;
-        for _ in 0..MAX_PAGES {
+        for pages in 1.. {
             budget::spend(&self.attempt.app, self.account).await?;
             let page = match self.account.driver.list_batches(after.as_ref()).await {
                 Ok(page) => page,
@@ -113,7 +116,7 @@ impl Look<'_> {
                 unseen.remove(&seen);
             }
             after = page.next;
-            if unseen.is_empty() || after.is_none() {
+            if unseen.len() <= pages || after.is_none() {
                 break;
             }
         }
@@ -268,11 +271,14 @@ impl Effects for Rest {
     async fn write(&self, tx: &Transaction, now: Timestamp, ending: &Ending) -> Result<(), DbErr> {
         leases::forget_deaths(tx, self.job).await?;
         // Held, so that a batch that comes meanwhile is seen here, or sees that nobody watches.
-        lanes::enter(tx, &Lane::watching(&self.provider)).await?;
+        observation::hold_lane(tx, &self.provider).await?;
         match (ending, store::next_look(tx, &self.provider).await?) {
             (Ending::Succeeded, Some(_)) => observation::watch(tx, now, &self.provider).await,
-            (Ending::Retry { failure: None, .. }, Some(Duration::ZERO)) => {
-                jobs::store::hasten(tx, self.job).await
+            (Ending::Retry { failure: None, .. }, Some(rest)) => {
+                jobs::store::hasten_to(tx, self.job, rest).await
+            }
+            (Ending::Retry { failure: Some(_), .. }, _) => {
+                jobs::store::hasten_to(tx, self.job, LONGEST_REST).await
             }
             _ => Ok(()),
         }

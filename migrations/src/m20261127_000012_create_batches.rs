@@ -71,6 +71,7 @@ crate::migration! {
             error_file_id {uuid},
             next_look_at BIGINT,
             looks_alike INTEGER NOT NULL DEFAULT 0,
+            refusals INTEGER NOT NULL DEFAULT 0,
             missed_since BIGINT,
             created_at BIGINT NOT NULL,
             submitted_at BIGINT,

@@ -27,7 +27,7 @@ use super::parameters::Path;
 use crate::app::App;
 use crate::error::Error;
 use crate::ids::ApiKeyId;
-use crate::jobs::Lane;
+use crate::jobs;
 use crate::jobs::lanes;
 use crate::jobs::lanes::FOR_EVER;
 use crate::jobs::lanes::Pause;
@@ -303,13 +303,20 @@ async fn resume(
 async fn set_pause(app: &App, name: &str, pause: Option<Pause>) -> Result<(), Error> {
     let account =
         app.providers.get(name).ok_or_else(|| Error::no_such("provider", "name", name))?;
-    let (lane, now): (Lane, _) = (account.lane(), app.clock.now());
+    let ([lane, others @ ..], now) = (account.lanes(), app.clock.now());
     app.db
         .intake(move |tx| {
-            let lane = lane.clone();
+            let (lane, others) = (lane.clone(), others.clone());
             Box::pin(async move {
                 lanes::ensure(tx, &lane).await?;
-                lanes::save(tx, &lane, now, pause, 0).await
+                lanes::save(tx, &lane, now, pause, 0).await?;
+                if pause.is_none() {
+                    // They rest while their provider is left alone.
+                    for lane in &others {
+                        jobs::store::hasten_lane(tx, lane).await?;
+                    }
+                }
+                Ok::<_, Error>(())
             })
         })
         .await?;

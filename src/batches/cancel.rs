@@ -18,7 +18,7 @@ use crate::runs::RunStatus;
 use crate::runs::store::Run;
 use crate::runs::submission;
 
-/// `false` when the batch has ended. One that is being cancelled already is left to that.
+/// `false` when the batch has ended. For one that is being cancelled already, what got stuck on the way is done again.
 ///
 /// # Errors
 ///
@@ -29,9 +29,10 @@ pub async fn cancel(tx: &impl ConnectionTrait, now: Timestamp, id: BatchId) -> R
         jobs::store::lock(tx, job).await?;
     }
     store::lock(tx, id).await?;
-    if !store::request_cancel(tx, now, id).await? {
-        let batch = store::find_by_id(tx, id).await?;
-        return Ok(batch.is_some_and(|batch| batch.ended_at.is_none()));
+    store::request_cancel(tx, now, id).await?;
+    let batch = store::find_by_id(tx, id).await?;
+    if !batch.is_some_and(|batch| batch.ended_at.is_none()) {
+        return Ok(false);
     }
     for run in runs::store::of_batches(tx, &[id]).await? {
         cancel_run(tx, now, &run).await?;
@@ -54,19 +55,21 @@ async fn cancel_run(tx: &impl ConnectionTrait, now: Timestamp, run: &Run) -> Res
     }
     if run.is_there() {
         runs::store::advance(tx, now, run.id, RunStatus::Cancelling).await?;
-        return submission::stop(tx, now, run, None).await;
+        return submission::stop_once(tx, now, run).await;
     }
     // What a person was to decide is decided: nobody waits for it.
-    let is_unknown = run.unknown_since.is_some() && run.status()? != RunStatus::NeedsAttention;
+    let needs_attention = run.status()? == RunStatus::NeedsAttention;
     let has_stopped = match run.job_id {
-        None => true,
-        Some(_) if is_unknown => false,
+        Some(_) if needs_attention => true,
+        // It has to find out whether an earlier create took effect.
+        Some(_) if run.unknown_for().is_some() => false,
         Some(job) => stop_job(tx, now, &run.owner, job).await?,
+        None => true,
     };
-    if has_stopped || run.status()? == RunStatus::NeedsAttention {
+    if has_stopped {
         return submission::call_off(tx, now, run).await;
     }
-    // Its submission runs, or has to find out whether an earlier one took effect: its end sees that nobody waits.
+    // Its end sees that nobody waits.
     runs::store::advance(tx, now, run.id, RunStatus::Cancelling).await?;
     match run.job_id {
         Some(job) => jobs::store::hasten(tx, job).await,
@@ -82,7 +85,7 @@ async fn stop_job(
     job: JobId,
 ) -> Result<bool, DbErr> {
     if !jobs::store::cancel_waiting(tx, now, job).await? {
-        return Ok(false);
+        return Ok(!jobs::store::is_running(tx, job).await?);
     }
     let event = Event::of_job(EventKind::JobCancelled, owner, job);
     events::append(tx, now, &[event]).await?;

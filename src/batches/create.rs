@@ -24,7 +24,7 @@ use crate::mappings::store::Target;
 use crate::runs;
 use crate::runs::store::NewRun;
 use crate::runs::submission;
-use crate::runs::submission::Submitted;
+use crate::runs::submission::Origin;
 
 /// What a batch runs on: a file, and those of its models that are named; all of them if none is.
 #[derive(Clone, Debug)]
@@ -67,8 +67,8 @@ pub async fn create(
     let mut queued = Vec::new();
     for (position, target) in (0..).zip(&targets) {
         let id = RunId::mint();
-        let submitted = Submitted {
-            id: new.id,
+        let origin = Origin {
+            batch_id: new.id,
             owner: &new.owner,
             provider: &target.provider,
             model: &target.model,
@@ -76,7 +76,7 @@ pub async fn create(
             request_id: new.request_id.as_deref(),
         };
         let job = (target.status()? == MappingStatus::Ready)
-            .then(|| submission::job(id, &submitted, Duration::ZERO));
+            .then(|| submission::job(id, &origin, Duration::ZERO));
         let run = NewRun {
             id,
             position,

@@ -31,6 +31,8 @@ pub async fn import(
     deployment: &Destination,
     provider_batch_id: &str,
 ) -> Result<BatchView, Error> {
+    // Held, so that of two imports at once the second sees the first.
+    observation::hold_lane(tx, &deployment.provider).await?;
     let ids = [provider_batch_id.to_owned()];
     let known = runs::store::of_provider_batches(tx, &deployment.provider, &ids).await?;
     if let Some(run) = known.first() {

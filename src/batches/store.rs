@@ -182,32 +182,35 @@ pub async fn stand(
     ];
     tx.execute_raw(statement(tx, sql, values)).await?;
     let since = match standing.status {
-        BatchStatus::InProgress => "in_progress_at = COALESCE(in_progress_at, $3)",
-        BatchStatus::Finalizing => "finalizing_at = COALESCE(finalizing_at, $3)",
-        BatchStatus::Cancelling => "cancelling_at = COALESCE(cancelling_at, $3)",
+        BatchStatus::InProgress => "in_progress_at = COALESCE(in_progress_at, $3),",
+        BatchStatus::Finalizing => "finalizing_at = COALESCE(finalizing_at, $3),",
+        BatchStatus::Cancelling => "cancelling_at = COALESCE(cancelling_at, $3),",
         BatchStatus::Completed
         | BatchStatus::Failed
         | BatchStatus::Expired
-        | BatchStatus::Cancelled => "ended_at = $3",
-        BatchStatus::Validating => "created_at = CASE WHEN $3 = 0 THEN 0 ELSE created_at END",
+        | BatchStatus::Cancelled => "ended_at = $3,",
+        BatchStatus::Validating => "",
     };
     let since = if is_postgres(tx) { since.replace("$3", "$3::bigint") } else { since.to_owned() };
     let sql = format!(
-        "UPDATE batches SET status = $2, {since} WHERE id = $1 AND ended_at IS NULL AND status <> $2"
+        "UPDATE batches SET {since} status = $2 WHERE id = $1 AND ended_at IS NULL AND status <> $2"
     );
-    let values: [Value; 3] = [id.0.into(), standing.status.as_str().into(), now.0.into()];
+    let mut values: Vec<Value> = vec![id.0.into(), standing.status.as_str().into()];
+    if !since.is_empty() {
+        values.push(now.0.into());
+    }
     Ok(tx.execute_raw(statement(tx, &sql, values)).await?.rows_affected() == 1)
 }
 
-/// Notes that a batch is to be cancelled. `false` when it has ended, or is to be cancelled already.
+/// Notes that a batch is to be cancelled, if it has not ended.
 pub async fn request_cancel(
     tx: &impl ConnectionTrait,
     now: Timestamp,
     id: BatchId,
-) -> Result<bool, DbErr> {
+) -> Result<(), DbErr> {
     let sql = "UPDATE batches SET cancelling_at = $2 \
                WHERE id = $1 AND ended_at IS NULL AND cancelling_at IS NULL";
-    Ok(tx.execute_raw(statement(tx, sql, [id.0.into(), now.0.into()])).await?.rows_affected() == 1)
+    tx.execute_raw(statement(tx, sql, [id.0.into(), now.0.into()])).await.map(|_| ())
 }
 
 /// Names the files that a batch produced.

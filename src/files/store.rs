@@ -15,6 +15,7 @@ use crate::db::placeholders;
 use crate::db::statement;
 use crate::ids::FileId;
 use crate::ids::JobId;
+use crate::ids::MappingId;
 use crate::ids::managed;
 use crate::jobs::Failure;
 use crate::jobs::JobStatus;
@@ -402,24 +403,27 @@ pub async fn newest_blobs(db: &impl ConnectionTrait, limit: u32) -> Result<Vec<S
     rows.iter().map(|row| row.try_get("", "blob_key")).collect()
 }
 
+/// A file by what a provider calls its copy.
+#[derive(Clone, Debug, FromQueryResult)]
+pub struct OfCopy {
+    pub file_id: FileId,
+    pub managed_id: String,
+    pub mapping_id: MappingId,
+}
+
 /// The file of an owner whose copy at a provider is this, if it is not deleted.
 pub async fn of_copy(
     db: &impl ConnectionTrait,
     provider: &str,
     provider_file_id: &str,
     owner: &str,
-) -> Result<Option<(FileId, String)>, DbErr> {
-    #[derive(FromQueryResult)]
-    struct Row {
-        id: FileId,
-        managed_id: String,
-    }
-    let sql = "SELECT files.id, files.managed_id FROM mappings JOIN files ON files.id = mappings.file_id \
+) -> Result<Option<OfCopy>, DbErr> {
+    let sql = "SELECT files.id AS file_id, files.managed_id, mappings.id AS mapping_id \
+               FROM mappings JOIN files ON files.id = mappings.file_id \
                WHERE mappings.provider = $1 AND mappings.provider_file_id = $2 AND files.owner = $3 \
                AND files.deleted_at IS NULL LIMIT 1";
     let values: [Value; 3] = [provider.into(), provider_file_id.into(), owner.into()];
-    let row = Row::find_by_statement(statement(db, sql, values)).one(db).await?;
-    Ok(row.map(|row| (row.id, row.managed_id)))
+    OfCopy::find_by_statement(statement(db, sql, values)).one(db).await
 }
 
 /// Which of these blobs a file needs, to tell orphans from the rest.

@@ -22,6 +22,7 @@ use crate::db;
 use crate::db::is_postgres;
 use crate::db::placeholders;
 use crate::db::statement;
+use crate::ids::BatchId;
 use crate::ids::FileId;
 use crate::ids::JobId;
 
@@ -46,6 +47,7 @@ pub struct Claimed {
     pub max_attempts: i32,
     pub progress: Option<String>,
     pub file_id: Option<FileId>,
+    pub batch_id: Option<BatchId>,
     pub model: Option<String>,
     pub request_id: Option<String>,
     pub created_at: Timestamp,
@@ -130,7 +132,7 @@ async fn take(
         "UPDATE jobs SET status = 'running', epoch = epoch + 1, attempt = attempt + 1, lease_owner = $1, \
          lease_until = {now} + $2, started_at = COALESCE(started_at, {now}) \
          WHERE id IN ({}) AND status <> 'running' AND finished_at IS NULL \
-         RETURNING id, kind, lane, owner, payload, epoch, attempt, max_attempts, progress, file_id, model, \
+         RETURNING id, kind, lane, owner, payload, epoch, attempt, max_attempts, progress, file_id, batch_id, model, \
          request_id, created_at, started_at, lease_until",
         placeholders(3, chosen.len())
     );

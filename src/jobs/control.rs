@@ -109,12 +109,14 @@ async fn give_up(
         Ok(Work::IngestBatch(payload)) => {
             runs::store::set_error(tx, payload.run_id, Some(failure)).await
         }
+        Ok(Work::MergeBatch(payload)) => {
+            runs::store::set_error_of_all(tx, payload.batch_id, failure).await
+        }
         // A payload that cannot be read stands for nothing that could be given up.
         Ok(
             Work::VerifyUpload(_)
             | Work::WatchBatch(_)
             | Work::CancelBatch(_)
-            | Work::MergeBatch(_)
             | Work::DeliverWebhook(_),
         )
         | Err(_) => Ok(()),

@@ -125,14 +125,12 @@ impl LaneState {
         Admission { slots, is_probe, again_at, tokens }
     }
 
-    /// The budget after one call more, or when there is one for it.
-    fn spend(&self, per_minute: u32) -> Result<f64, Timestamp> {
-        let tokens = self.refilled(per_minute);
-        if tokens >= 1.0 {
-            return Ok(tokens - 1.0);
-        }
-        let missing = (1.0 - tokens) / refill_per_ms(per_minute);
-        Err(Timestamp(self.now.0.saturating_add(missing.ceil() as i64)))
+    /// The budget after one call more, and how long that call has to wait: it is taken in any case, so that whoever
+    /// asks first goes first.
+    fn spend(&self, per_minute: u32) -> (f64, Duration) {
+        let tokens = self.refilled(per_minute) - 1.0;
+        let missing = (-tokens).max(0.0) / refill_per_ms(per_minute);
+        (tokens, Duration::from_millis(missing.ceil() as u64))
     }
 
     fn refilled(&self, per_minute: u32) -> f64 {
@@ -155,6 +153,15 @@ fn burst(per_minute: u32) -> f64 {
 
 fn refill_per_ms(per_minute: u32) -> f64 {
     (f64::from(per_minute) - burst(per_minute)).max(f64::from(per_minute) / 2.0) / 60_000.0
+}
+
+/// Whether a call may be made that no claim has paid for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// After this wait. It is paid for.
+    In(Duration),
+    /// Not while the lane stands still, which is for so long.
+    NotFor(Duration),
 }
 
 /// What an attempt learned about the provider as a whole.

@@ -1,5 +1,7 @@
 //! The job table: what clients and the intake ask of it. Claims and leases are in [`super::leases`].
 
+use std::time::Duration;
+
 use sea_orm::ConnectionTrait;
 use sea_orm::DbErr;
 use sea_orm::FromQueryResult;
@@ -10,6 +12,7 @@ use super::JobStatus;
 use super::Lane;
 use super::NewJob;
 use super::Progress;
+use super::Work;
 use crate::clock::Timestamp;
 use crate::clock::millis;
 use crate::db;
@@ -253,6 +256,58 @@ pub async fn hasten(tx: &impl ConnectionTrait, id: JobId) -> Result<(), DbErr> {
     tx.execute_raw(statement(tx, &sql, [id.0.into()])).await.map(|_| ())
 }
 
+/// Whether a worker runs a job.
+pub async fn is_running(db: &impl ConnectionTrait, id: JobId) -> Result<bool, DbErr> {
+    let sql = "SELECT 1 FROM jobs WHERE id = $1 AND status = 'running'";
+    Ok(db.query_one_raw(statement(db, sql, [id.0.into()])).await?.is_some())
+}
+
+/// Whether a job of a batch is still to be done, with this very payload.
+pub async fn is_pending(
+    db: &impl ConnectionTrait,
+    batch: BatchId,
+    work: &Work,
+) -> Result<bool, DbErr> {
+    let payload = work.payload().map_err(|error| DbErr::Json(error.to_string()))?;
+    let sql = "SELECT 1 FROM jobs WHERE batch_id = $1 AND kind = $2 AND payload = $3 AND finished_at IS NULL LIMIT 1";
+    let values: [Value; 3] = [batch.0.into(), work.kind().into(), payload.into()];
+    Ok(db.query_one_raw(statement(db, sql, values)).await?.is_some())
+}
+
+/// Makes a job that rests due after `rest`, if that is earlier.
+pub async fn hasten_to(tx: &impl ConnectionTrait, id: JobId, rest: Duration) -> Result<(), DbErr> {
+    let sql = format!(
+        "UPDATE jobs SET run_at = {now} + $2 \
+         WHERE id = $1 AND status IN ('queued', 'retrying') AND run_at > {now} + $2",
+        now = db::now(tx)
+    );
+    let sql = if db::is_postgres(tx) { sql.replace("$2", "$2::bigint") } else { sql };
+    let values: [Value; 2] = [id.0.into(), millis(rest).into()];
+    tx.execute_raw(statement(tx, &sql, values)).await.map(|_| ())
+}
+
+/// Puts off what waits in a lane that nobody here serves.
+pub async fn put_off_lane(
+    tx: &impl ConnectionTrait,
+    lane: &Lane,
+    rest: Duration,
+) -> Result<(), DbErr> {
+    let sql = format!(
+        "UPDATE jobs SET run_at = {now} + $2 WHERE lane = $1 AND status IN ('queued', 'retrying') AND run_at < {now}",
+        now = db::now(tx)
+    );
+    let values: [Value; 2] = [lane.0.clone().into(), millis(rest).into()];
+    tx.execute_raw(statement(tx, &sql, values)).await.map(|_| ())
+}
+
+/// Whether a lane has a live job.
+pub async fn is_lane_alive(db: &impl ConnectionTrait, lane: &Lane) -> Result<bool, DbErr> {
+    // In two, as the indexes have it.
+    let sql = "SELECT 1 WHERE EXISTS (SELECT 1 FROM jobs WHERE lane = $1 AND status IN ('queued', 'retrying')) \
+               OR EXISTS (SELECT 1 FROM jobs WHERE lane = $1 AND status = 'running')";
+    Ok(db.query_one_raw(statement(db, sql, [lane.0.clone().into()])).await?.is_some())
+}
+
 /// Makes what rests in a lane due at once. `false` when there is no live job in it at all.
 pub async fn hasten_lane(tx: &impl ConnectionTrait, lane: &Lane) -> Result<bool, DbErr> {
     let sql = format!(
@@ -260,12 +315,7 @@ pub async fn hasten_lane(tx: &impl ConnectionTrait, lane: &Lane) -> Result<bool,
         now = db::now(tx)
     );
     let hastened = tx.execute_raw(statement(tx, &sql, [lane.0.clone().into()])).await?;
-    if hastened.rows_affected() > 0 {
-        return Ok(true);
-    }
-    let sql = "SELECT 1 WHERE EXISTS (SELECT 1 FROM jobs WHERE lane = $1 AND status IN ('queued', 'retrying')) \
-               OR EXISTS (SELECT 1 FROM jobs WHERE lane = $1 AND status = 'running')";
-    Ok(tx.query_one_raw(statement(tx, sql, [lane.0.clone().into()])).await?.is_some())
+    Ok(hastened.rows_affected() > 0 || is_lane_alive(tx, lane).await?)
 }
 
 /// Ends a job that waits as a dead letter. `false` when it does not wait (any more).
@@ -346,8 +396,7 @@ pub async fn prune(
          AND NOT EXISTS (SELECT 1 FROM mappings WHERE mappings.job_id = jobs.id AND mappings.status = 'failed') \
          AND NOT EXISTS (SELECT 1 FROM mappings WHERE mappings.delete_job_id = jobs.id \
          AND mappings.status = 'undeletable') \
-         AND NOT EXISTS (SELECT 1 FROM batch_runs WHERE batch_runs.batch_id = jobs.batch_id \
-         AND batch_runs.ended_at IS NULL) \
+         AND NOT EXISTS (SELECT 1 FROM batches WHERE batches.id = jobs.batch_id AND batches.ended_at IS NULL) \
          ORDER BY finished_at LIMIT $2) RETURNING id"
     );
     let values: [Value; 2] = [before.0.into(), limit.into()];

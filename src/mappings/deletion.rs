@@ -195,6 +195,20 @@ pub async fn set_job(tx: &impl ConnectionTrait, id: MappingId, job: JobId) -> Re
     tx.execute_raw(statement(tx, sql, [id.0.into(), job.0.into()])).await.map(|_| ())
 }
 
+/// Makes the delete of a copy due that waited until nobody needs the copy any more.
+pub async fn hasten(tx: &impl ConnectionTrait, id: MappingId) -> Result<(), DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        delete_job_id: JobId,
+    }
+    let sql = "SELECT delete_job_id FROM mappings \
+               WHERE id = $1 AND status = 'deleting' AND delete_job_id IS NOT NULL";
+    match Row::find_by_statement(statement(tx, sql, [id.0.into()])).one(tx).await? {
+        Some(row) => jobs::store::hasten(tx, row.delete_job_id).await,
+        None => Ok(()),
+    }
+}
+
 /// Whether the upload of a mapping is still under way: what it leaves is not known before it has ended.
 pub async fn is_uploading(db: &impl ConnectionTrait, id: MappingId) -> Result<bool, DbErr> {
     let sql = "SELECT 1 FROM mappings JOIN jobs ON jobs.id = mappings.job_id \

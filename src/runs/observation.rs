@@ -16,7 +16,7 @@ use super::store::Ended;
 use super::store::Run;
 use super::store::Seen;
 use super::submission;
-use super::submission::Submitted;
+use super::submission::Origin;
 use crate::batches;
 use crate::batches::MAX_ATTEMPTS;
 use crate::clock::Timestamp;
@@ -39,6 +39,10 @@ const SHORTEST_CAPACITY_PAUSE: Duration = Duration::from_secs(60);
 const LONGEST_CAPACITY_PAUSE: Duration = Duration::from_secs(15 * 60);
 /// A batch that its provider does not show for this long is lost there. It may lag after the create.
 pub const LOST_AFTER: Duration = Duration::from_secs(3600);
+/// The same where it shows none of ours: the account may be a wrong one.
+const ALL_LOST_AFTER: Duration = Duration::from_secs(25 * 3600);
+/// The same for an imported one, whose name may be mistyped. It can be imported again.
+const IMPORT_LOST_AFTER: Duration = Duration::from_secs(60);
 
 /// When to look next: rarer while nothing changes, and never all at once.
 #[derive(Clone, Copy, Debug)]
@@ -70,14 +74,11 @@ pub fn capacity_pause(waited: Duration, jitter: f64) -> Duration {
 
 /// Whether the provider shows a batch that has not ended just as it did before.
 pub fn looks_alike(run: &Run, remote: &RemoteBatch) -> bool {
-    let counts = remote
-        .counts
-        .map(|counts| (signed(counts.total), signed(counts.completed), signed(counts.failed)));
     Outcome::of(remote.state).is_none()
         && run.provider_status.as_deref() == Some(&*remote.status)
-        && run.missed_since.is_none()
+        && run.missed_for().is_none()
         && !run.endpoint.is_empty()
-        && counts.is_none_or(|counts| counts == (run.total, run.completed, run.failed))
+        && counts(remote).is_none_or(|counts| counts == (run.total, run.completed, run.failed))
 }
 
 /// Writes what the provider shows. What has ended here is left as it is, whatever it shows.
@@ -99,6 +100,10 @@ pub async fn observe(
         return Ok(());
     }
     if run.endpoint.is_empty() {
+        if let Some(failure) = belongs_to_another(tx, &run, remote).await? {
+            store::release(tx, run.id).await?;
+            return end(tx, now, &run, RunStatus::Failed, Some(&failure)).await;
+        }
         describe(tx, &run, remote).await?;
     }
     match Outcome::of(remote.state) {
@@ -110,11 +115,36 @@ pub async fn observe(
         Some(Outcome::Failed)
             if is_full(remote) && run.cancelling_at.is_none() && run.marker.is_some() =>
         {
-            submit_again(tx, now, &run, remote, rhythm).await?;
+            if !submit_again(tx, now, &run, remote, rhythm).await? {
+                conclude(tx, now, &run, remote, Outcome::Failed).await?;
+            }
+        }
+        // Answered, and nowhere to be found: it may lag, so it is looked at once more.
+        Some(Outcome::Completed) if lacks_files(remote) && run.missed_for().is_none() => {
+            store::missed(tx, run.id, rhythm.first()).await?;
         }
         Some(outcome) => conclude(tx, now, &run, remote, outcome).await?,
     }
     batches::settle(tx, now, run.batch_id).await
+}
+
+/// Why an imported batch may not be taken over: it was created from here, for a run that has not been given up, or for
+/// another owner's.
+async fn belongs_to_another(
+    tx: &impl ConnectionTrait,
+    run: &Run,
+    remote: &RemoteBatch,
+) -> Result<Option<Failure>, DbErr> {
+    let Some(marker) = &remote.marker else { return Ok(None) };
+    let creator = store::of_marker(tx, marker).await?.filter(|creator| creator.id != run.id);
+    Ok(creator.filter(|creator| creator.owner != run.owner || creator.ended_at.is_none()).map(
+        |_| {
+            Failure::permanent(
+                "batch_known",
+                "the batch was created from here; cancel that one first, if it is yours",
+            )
+        },
+    ))
 }
 
 /// What an imported batch is, once its provider shows it.
@@ -122,7 +152,10 @@ async fn describe(tx: &impl ConnectionTrait, run: &Run, remote: &RemoteBatch) ->
     let provider_file = remote.input_file_id.as_ref().map_or("", |id| &id.0);
     let file = files::store::of_copy(tx, &run.provider, provider_file, &run.owner).await?;
     let input = match &file {
-        Some((id, managed_id)) => (Some(*id), managed_id.as_str()),
+        Some(copy) => {
+            store::set_mapping(tx, run.id, copy.mapping_id).await?;
+            (Some(copy.file_id), copy.managed_id.as_str())
+        }
         None => (None, provider_file),
     };
     batches::store::describe(tx, run.batch_id, &remote.endpoint, &remote.completion_window, input)
@@ -218,19 +251,29 @@ fn errors(remote: &RemoteBatch) -> Result<Option<String>, DbErr> {
     serde_json::to_string(&errors).map(Some).map_err(|error| DbErr::Json(error.to_string()))
 }
 
+fn lacks_files(remote: &RemoteBatch) -> bool {
+    remote.output_file_id.is_none()
+        && remote.error_file_id.is_none()
+        && remote.counts.is_some_and(|counts| counts.completed + counts.failed > 0)
+}
+
 /// Whether a batch failed only because the provider had no room for it: the same file can go later.
 fn is_full(remote: &RemoteBatch) -> bool {
     remote.errors.iter().any(|error| error.code.as_deref() == Some("token_limit_exceeded"))
 }
 
-/// Under another marker, by which the failed one is not taken for the new one.
+/// Under another marker, by which the failed one is not taken for the new one. `false` when it has waited for long
+/// enough.
 async fn submit_again(
     tx: &impl ConnectionTrait,
     now: Timestamp,
     run: &Run,
     remote: &RemoteBatch,
     rhythm: &Rhythm,
-) -> Result<(), DbErr> {
+) -> Result<bool, DbErr> {
+    if submission::has_waited_enough(tx, now, run).await? {
+        return Ok(false);
+    }
     let installation = run.marker.as_deref().unwrap_or_default().chars();
     let installation: String = installation.take(crate::mappings::INSTALLATION_LENGTH).collect();
     store::advance(tx, now, run.id, RunStatus::Validating).await?;
@@ -240,12 +283,14 @@ async fn submit_again(
     let failure = Failure::transient("provider_capacity", message);
     store::set_error(tx, run.id, Some(&failure)).await?;
     let rest = capacity_pause(now.since(run.created_at), rhythm.jitter);
-    let job = submission::job(run.id, &Submitted::from(run), rest);
-    store::set_capacity_job(tx, run.id, job.id).await?;
-    jobs::store::enqueue(tx, now, &[job]).await
+    let job = submission::job(run.id, &Origin::from(run), rest);
+    store::set_job(tx, run.id, job.id).await?;
+    jobs::store::enqueue(tx, now, &[job]).await?;
+    Ok(true)
 }
 
-/// The provider does not show a batch that it had taken. It may lag; after long it is lost.
+/// The provider does not show a batch that it had taken. It may lag; after long it is lost: sooner where the provider
+/// shows others of ours, so that the account is the right one.
 ///
 /// # Errors
 ///
@@ -256,17 +301,41 @@ pub async fn missed(
     run: &Run,
     rhythm: &Rhythm,
 ) -> Result<(), DbErr> {
-    let patience = if run.marker.is_some() { LOST_AFTER } else { LOST_AFTER / 60 };
-    if run.missed_since.is_some_and(|since| now.since(since) >= patience) {
-        let message = format!(
-            "`{}` does not know the batch `{}`",
-            run.provider,
-            run.provider_batch_id.as_deref().unwrap_or_default()
-        );
-        let failure = Failure::permanent("provider_batch_lost", message);
-        return super::fail(tx, now, run, &failure).await;
+    batches::store::lock(tx, run.batch_id).await?;
+    let Some(run) = store::find(tx, run.id).await? else { return Ok(()) };
+    if run.next_look_at.is_none() {
+        return Ok(());
     }
-    store::missed(tx, now, run.id, rhythm.first().min(patience)).await
+    let patience = if run.marker.is_none() {
+        IMPORT_LOST_AFTER
+    } else if store::shows_others(tx, &run.provider, run.id).await? {
+        LOST_AFTER
+    } else {
+        ALL_LOST_AFTER
+    };
+    if run.missed_for().is_none_or(|missed| missed < patience) {
+        return store::missed(tx, run.id, rhythm.first().min(patience)).await;
+    }
+    let id = run.provider_batch_id.as_deref().unwrap_or_default();
+    let message = format!(
+        "`{}` does not know the batch `{id}`; if it does after all, import it",
+        run.provider
+    );
+    let failure = Failure::permanent("provider_batch_lost", message);
+    store::release(tx, run.id).await?;
+    end(tx, now, &run, RunStatus::Failed, Some(&failure)).await
+}
+
+/// Holds the lane of a provider's watch until the transaction ends: imports, creates whose answers come late, and the
+/// end of the watch see each other by it.
+///
+/// # Errors
+///
+/// What the database says.
+pub async fn hold_lane(tx: &impl ConnectionTrait, provider: &str) -> Result<(), DbErr> {
+    let lane = Lane::watching(provider);
+    lanes::ensure(tx, &lane).await?;
+    lanes::enter(tx, &lane).await.map(|_| ())
 }
 
 /// Makes sure that somebody looks at the batches of a provider, and soon.
@@ -278,8 +347,7 @@ pub async fn missed(
 /// What the database says.
 pub async fn watch(tx: &impl ConnectionTrait, now: Timestamp, provider: &str) -> Result<(), DbErr> {
     let lane = Lane::watching(provider);
-    lanes::ensure(tx, &lane).await?;
-    lanes::enter(tx, &lane).await?;
+    hold_lane(tx, provider).await?;
     if jobs::store::hasten_lane(tx, &lane).await? {
         return Ok(());
     }

@@ -34,7 +34,7 @@ words! {
 
 impl RunStatus {
     /// Where a run may go from here. A provider may refuse, for want of room, a batch that it took before: then
-    /// the run is `Validating` again. `NeedsAttention` leads back only by hand.
+    /// the run is `Validating` again. `NeedsAttention` leads on by hand, or by an answer that comes very late.
     pub const fn successors(self) -> &'static [Self] {
         match self {
             Self::Validating => &[
@@ -73,7 +73,16 @@ impl RunStatus {
                 Self::Expired,
                 Self::Cancelled,
             ],
-            Self::NeedsAttention => &[Self::Validating, Self::Failed, Self::Cancelled],
+            Self::NeedsAttention => &[
+                Self::Validating,
+                Self::InProgress,
+                Self::Finalizing,
+                Self::Cancelling,
+                Self::Completed,
+                Self::Failed,
+                Self::Expired,
+                Self::Cancelled,
+            ],
             Self::Completed | Self::Failed | Self::Expired | Self::Cancelled => &[],
         }
     }

@@ -22,6 +22,7 @@ use crate::ids::JobId;
 use crate::ids::MappingId;
 use crate::ids::RunId;
 use crate::jobs::Failure;
+use crate::jobs::lanes::FOR_EVER;
 
 /// A run to be written with its batch.
 #[derive(Clone, Debug)]
@@ -91,8 +92,9 @@ pub struct Run {
     status: String,
     pub marker: Option<String>,
     pub job_id: Option<JobId>,
-    /// Since when it is not known whether a create took effect.
-    pub unknown_since: Option<Timestamp>,
+    /// For how long it has not been known whether a create took effect, in milliseconds. All ages are by the
+    /// database's clock: workers' may be off.
+    unknown_for: Option<i64>,
     /// When the provider's list was first read to its end without showing that batch.
     pub looked_at: Option<Timestamp>,
     pub waits_for: Option<String>,
@@ -114,7 +116,9 @@ pub struct Run {
     pub error_file_id: Option<FileId>,
     pub next_look_at: Option<Timestamp>,
     pub looks_alike: i32,
-    pub missed_since: Option<Timestamp>,
+    /// How often its provider had no room for it.
+    pub refusals: i32,
+    missed_for: Option<i64>,
     pub created_at: Timestamp,
     pub submitted_at: Option<Timestamp>,
     pub expires_at: Option<Timestamp>,
@@ -123,10 +127,11 @@ pub struct Run {
     pub managed_output_file: Option<String>,
     pub managed_error_file: Option<String>,
     /// Why its submission does not go on, and until when.
-    pub pause_reason: Option<String>,
-    pub retry_at: Option<Timestamp>,
+    pause_reason: Option<String>,
+    paused_until: Option<Timestamp>,
     job_status: Option<String>,
     job_error: Option<String>,
+    job_run_at: Option<Timestamp>,
     /// Of its batch.
     pub endpoint: String,
     pub completion_window: String,
@@ -156,35 +161,68 @@ impl Run {
         error.and_then(|error| serde_json::from_str(error).ok())
     }
 
+    /// For how long it has not been known whether a create took effect.
+    pub fn unknown_for(&self) -> Option<Duration> {
+        self.unknown_for.map(age)
+    }
+
+    /// For how long its provider has not shown a batch that it had taken.
+    pub fn missed_for(&self) -> Option<Duration> {
+        self.missed_for.map(age)
+    }
+
     /// Whether the provider has it.
     pub fn is_there(&self) -> bool {
         self.provider_batch_id.is_some()
     }
 
-    /// What a run that is not at its provider yet waits for, if that is known.
-    pub fn blocked_by(&self) -> Option<&str> {
+    /// What a run that is not at its provider yet waits for, and until when, as far as that is known.
+    pub fn blocked(&self) -> (Option<&str>, Option<Timestamp>) {
+        let rests = matches!(self.job_status.as_deref(), Some("queued" | "retrying"));
         if self.ended_at.is_some() || self.is_there() {
-            return None;
+            return (None, None);
         }
-        let waits = matches!(self.job_status.as_deref(), Some("queued" | "retrying"));
-        self.waits_for.as_deref().or(self.pause_reason.as_deref().filter(|_| waits))
+        if let Some(reason) = self.pause_reason.as_deref().filter(|_| rests) {
+            // Nobody knows when somebody will act.
+            return (Some(reason), self.paused_until.filter(|at| *at < FOR_EVER));
+        }
+        let run_at = self.job_run_at.filter(|_| rests);
+        match self.waits_for.as_deref() {
+            _ if self.unknown_for.is_some() => (Some("outcome"), run_at),
+            Some(reason) => (Some(reason), run_at),
+            None => (None, None),
+        }
     }
 }
 
 const SELECT: &str = "SELECT r.id, r.batch_id, b.owner, r.position, r.deployment_id, r.model, r.provider, \
-     r.provider_model, r.mapping_id, r.status, r.marker, r.job_id, r.unknown_since, r.looked_at, r.waits_for, \
+     r.provider_model, r.mapping_id, r.status, r.marker, r.job_id, {now} - r.unknown_since AS unknown_for, r.looked_at, r.waits_for, \
      r.provider_batch_id, r.provider_status, r.outcome, r.provider_output_file_id, r.provider_error_file_id, \
      r.total, r.completed, r.failed, r.broken, r.duplicates, r.strangers, r.usage, r.errors, r.error, \
-     r.output_file_id, r.error_file_id, r.next_look_at, r.looks_alike, r.missed_since, r.created_at, \
+     r.output_file_id, r.error_file_id, r.next_look_at, r.looks_alike, r.refusals, {now} - r.missed_since AS missed_for, r.created_at, \
      r.submitted_at, r.expires_at, r.ended_at, o.managed_id AS managed_output_file, \
-     e.managed_id AS managed_error_file, l.pause_reason, l.paused_until AS retry_at, j.status AS job_status, \
-     j.error AS job_error, b.endpoint, b.completion_window, b.output_expires_after, b.cancelling_at, b.request_id \
+     e.managed_id AS managed_error_file, l.pause_reason, l.paused_until, j.status AS job_status, \
+     j.error AS job_error, j.run_at AS job_run_at, b.endpoint, b.completion_window, b.output_expires_after, b.cancelling_at, b.request_id \
      FROM batch_runs r JOIN batches b ON b.id = r.batch_id LEFT JOIN files o ON o.id = r.output_file_id \
      LEFT JOIN files e ON e.id = r.error_file_id LEFT JOIN jobs j ON j.id = r.job_id \
      LEFT JOIN lanes l ON l.name = j.lane";
 
+fn select(db: &impl ConnectionTrait) -> String {
+    SELECT.replace("{now}", &clock(db))
+}
+
+/// The database's clock, read once for a statement: PostgreSQL takes a volatile function into no condition of an
+/// index.
+fn clock(db: &impl ConnectionTrait) -> String {
+    format!("(SELECT {})", db::now(db))
+}
+
+fn age(milliseconds: i64) -> Duration {
+    Duration::from_millis(u64::try_from(milliseconds).unwrap_or(0))
+}
+
 pub async fn find(db: &impl ConnectionTrait, id: RunId) -> Result<Option<Run>, DbErr> {
-    let sql = format!("{SELECT} WHERE r.id = $1");
+    let sql = format!("{} WHERE r.id = $1", select(db));
     Run::find_by_statement(statement(db, &sql, [id.0.into()])).one(db).await
 }
 
@@ -193,7 +231,8 @@ pub async fn of_batches(db: &impl ConnectionTrait, batches: &[BatchId]) -> Resul
     let mut found = Vec::new();
     for chunk in batches.chunks(500) {
         let sql = format!(
-            "{SELECT} WHERE r.batch_id IN ({}) ORDER BY r.batch_id, r.position",
+            "{} WHERE r.batch_id IN ({}) ORDER BY r.batch_id, r.position",
+            select(db),
             placeholders(1, chunk.len())
         );
         let values: Vec<Value> = chunk.iter().map(|id| id.0.into()).collect();
@@ -211,7 +250,8 @@ pub async fn of_provider_batches(
     let mut found = Vec::new();
     for chunk in ids.chunks(500) {
         let sql = format!(
-            "{SELECT} WHERE r.provider = $1 AND r.provider_batch_id IN ({})",
+            "{} WHERE r.provider = $1 AND r.provider_batch_id IN ({})",
+            select(db),
             placeholders(2, chunk.len())
         );
         let mut values: Vec<Value> = vec![provider.into()];
@@ -255,6 +295,17 @@ pub async fn set_error(
     tx.execute_raw(statement(tx, sql, [id.0.into(), error.into()])).await.map(|_| ())
 }
 
+/// Writes why the outputs of a batch's runs did not become one file.
+pub async fn set_error_of_all(
+    tx: &impl ConnectionTrait,
+    batch: BatchId,
+    failure: &Failure,
+) -> Result<(), DbErr> {
+    let error = serde_json::to_string(failure).map_err(no_json)?;
+    let sql = "UPDATE batch_runs SET error = $2 WHERE batch_id = $1";
+    tx.execute_raw(statement(tx, sql, [batch.0.into(), error.into()])).await.map(|_| ())
+}
+
 /// A run that has ended is not looked at any more.
 pub async fn forget_looks(tx: &impl ConnectionTrait, id: RunId) -> Result<(), DbErr> {
     let sql = "UPDATE batch_runs SET next_look_at = NULL, waits_for = NULL WHERE id = $1";
@@ -267,64 +318,77 @@ pub async fn waiting_for_upload(
     mapping: MappingId,
 ) -> Result<Vec<Run>, DbErr> {
     let sql = format!(
-        "{SELECT} WHERE r.mapping_id = $1 AND r.ended_at IS NULL AND r.waits_for = 'upload'"
+        "{} WHERE r.mapping_id = $1 AND r.ended_at IS NULL AND r.waits_for = 'upload'",
+        select(tx)
     );
     Run::find_by_statement(statement(tx, &sql, [mapping.0.into()])).all(tx).await
 }
 
-/// Notes the job that submits a run.
-pub async fn set_job(tx: &impl ConnectionTrait, id: RunId, job: JobId) -> Result<(), DbErr> {
-    let sql = "UPDATE batch_runs SET job_id = $2, waits_for = NULL WHERE id = $1";
-    tx.execute_raw(statement(tx, sql, [id.0.into(), job.0.into()])).await.map(|_| ())
-}
-
-/// Likewise, for a run that waits for room.
-pub async fn set_capacity_job(
+/// Notes the copy that an imported batch runs on.
+pub async fn set_mapping(
     tx: &impl ConnectionTrait,
     id: RunId,
-    job: JobId,
+    mapping: MappingId,
 ) -> Result<(), DbErr> {
-    let sql = "UPDATE batch_runs SET job_id = $2 WHERE id = $1";
+    let sql = "UPDATE batch_runs SET mapping_id = $2 WHERE id = $1";
+    tx.execute_raw(statement(tx, sql, [id.0.into(), mapping.0.into()])).await.map(|_| ())
+}
+
+/// Notes the job that submits a run. It waits for no upload any more.
+pub async fn set_job(tx: &impl ConnectionTrait, id: RunId, job: JobId) -> Result<(), DbErr> {
+    let sql = "UPDATE batch_runs SET job_id = $2, \
+               waits_for = CASE WHEN waits_for = 'upload' THEN NULL ELSE waits_for END WHERE id = $1";
     tx.execute_raw(statement(tx, sql, [id.0.into(), job.0.into()])).await.map(|_| ())
 }
 
-/// The intent: written before a create is sent, so that a worker that dies leaves an unknown outcome.
-pub async fn begin_create(
-    tx: &impl ConnectionTrait,
-    id: RunId,
-    now: Timestamp,
-) -> Result<bool, DbErr> {
-    let sql = "UPDATE batch_runs SET unknown_since = $2, looked_at = NULL \
-               WHERE id = $1 AND provider_batch_id IS NULL AND ended_at IS NULL";
-    Ok(tx.execute_raw(statement(tx, sql, [id.0.into(), now.0.into()])).await?.rows_affected() == 1)
+/// The intent: written before a create is sent, so that a worker that dies leaves an unknown outcome. `false` when
+/// nothing is to be created any more: the run has ended, has a batch, or is to be cancelled.
+pub async fn begin_create(tx: &impl ConnectionTrait, id: RunId) -> Result<bool, DbErr> {
+    let sql = format!(
+        "UPDATE batch_runs SET unknown_since = {}, looked_at = NULL, waits_for = NULL \
+         WHERE id = $1 AND provider_batch_id IS NULL AND ended_at IS NULL AND NOT EXISTS \
+         (SELECT 1 FROM batches WHERE batches.id = batch_runs.batch_id AND cancelling_at IS NOT NULL)",
+        db::now(tx)
+    );
+    Ok(tx.execute_raw(statement(tx, &sql, [id.0.into()])).await?.rows_affected() == 1)
 }
 
-/// Notes whether, and since when, it is unknown whether a create took effect. That begins the looks anew.
+/// Notes whether it is unknown, as of now, whether a create took effect. That begins the looks anew.
 pub async fn set_unknown(
     tx: &impl ConnectionTrait,
     id: RunId,
-    since: Option<Timestamp>,
+    is_unknown: bool,
 ) -> Result<(), DbErr> {
-    let sql = "UPDATE batch_runs SET unknown_since = $2, looked_at = NULL WHERE id = $1";
-    let values: [Value; 2] = [id.0.into(), since.map(|at| at.0).into()];
-    tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
+    let since = if is_unknown { db::now(tx) } else { "NULL" };
+    let sql =
+        format!("UPDATE batch_runs SET unknown_since = {since}, looked_at = NULL WHERE id = $1");
+    tx.execute_raw(statement(tx, &sql, [id.0.into()])).await.map(|_| ())
+}
+
+/// Begins the looks for a create of unknown outcome anew.
+pub async fn look_anew(tx: &impl ConnectionTrait, id: RunId) -> Result<(), DbErr> {
+    let sql = "UPDATE batch_runs SET looked_at = NULL WHERE id = $1";
+    tx.execute_raw(statement(tx, sql, [id.0.into()])).await.map(|_| ())
 }
 
 /// The provider's list was read to its end and did not show the batch.
-pub async fn looked(tx: &impl ConnectionTrait, id: RunId, at: Timestamp) -> Result<(), DbErr> {
-    let sql = "UPDATE batch_runs SET looked_at = COALESCE(looked_at, $2) \
-               WHERE id = $1 AND unknown_since IS NOT NULL";
-    let sql = if is_postgres(tx) { sql.replace("$2", "$2::bigint") } else { sql.to_owned() };
-    tx.execute_raw(statement(tx, &sql, [id.0.into(), at.0.into()])).await.map(|_| ())
+pub async fn looked(tx: &impl ConnectionTrait, id: RunId) -> Result<(), DbErr> {
+    let sql = format!(
+        "UPDATE batch_runs SET looked_at = COALESCE(looked_at, {}) \
+         WHERE id = $1 AND unknown_since IS NOT NULL",
+        db::now(tx)
+    );
+    tx.execute_raw(statement(tx, &sql, [id.0.into()])).await.map(|_| ())
 }
 
 /// Notes that the provider has no room for it.
 pub async fn wait_for_capacity(tx: &impl ConnectionTrait, id: RunId) -> Result<(), DbErr> {
-    let sql = "UPDATE batch_runs SET waits_for = 'capacity', unknown_since = NULL, looked_at = NULL WHERE id = $1";
+    let sql = "UPDATE batch_runs SET waits_for = 'capacity', refusals = refusals + 1, unknown_since = NULL, \
+               looked_at = NULL WHERE id = $1 AND provider_batch_id IS NULL AND ended_at IS NULL";
     tx.execute_raw(statement(tx, sql, [id.0.into()])).await.map(|_| ())
 }
 
-/// The submission of the run that has waited longest for room at a provider.
+/// The submission of the run that has waited longest for room at a provider, of those that rest.
 pub async fn next_waiting_for_capacity(
     tx: &impl ConnectionTrait,
     provider: &str,
@@ -333,10 +397,37 @@ pub async fn next_waiting_for_capacity(
     struct Row {
         job_id: JobId,
     }
-    let sql = "SELECT job_id FROM batch_runs WHERE provider = $1 AND waits_for = 'capacity' AND ended_at IS NULL \
-               AND job_id IS NOT NULL ORDER BY id LIMIT 1";
-    let row = Row::find_by_statement(statement(tx, sql, [provider.into()])).one(tx).await?;
+    let sql = format!(
+        "SELECT r.job_id FROM batch_runs r JOIN jobs j ON j.id = r.job_id \
+         WHERE r.provider = $1 AND r.waits_for = 'capacity' AND r.ended_at IS NULL \
+         AND j.status IN ('queued', 'retrying') AND j.run_at > {} ORDER BY r.id LIMIT 1",
+        clock(tx)
+    );
+    let row = Row::find_by_statement(statement(tx, &sql, [provider.into()])).one(tx).await?;
     Ok(row.map(|row| row.job_id))
+}
+
+/// Whether another batch of ours has not ended at a provider.
+pub async fn has_others_open(
+    db: &impl ConnectionTrait,
+    provider: &str,
+    but: RunId,
+) -> Result<bool, DbErr> {
+    let sql = "SELECT 1 FROM batch_runs WHERE provider = $1 AND next_look_at IS NOT NULL AND id <> $2 LIMIT 1";
+    let values: [Value; 2] = [provider.into(), but.0.into()];
+    Ok(db.query_one_raw(statement(db, sql, values)).await?.is_some())
+}
+
+/// Whether a provider shows another batch of ours: then the account is the right one.
+pub async fn shows_others(
+    db: &impl ConnectionTrait,
+    provider: &str,
+    but: RunId,
+) -> Result<bool, DbErr> {
+    let sql = "SELECT 1 FROM batch_runs WHERE provider = $1 AND next_look_at IS NOT NULL \
+               AND missed_since IS NULL AND provider_status IS NOT NULL AND id <> $2 LIMIT 1";
+    let values: [Value; 2] = [provider.into(), but.0.into()];
+    Ok(db.query_one_raw(statement(db, sql, values)).await?.is_some())
 }
 
 /// The provider has the batch. `false` when the run has ended, or has a batch already.
@@ -362,7 +453,7 @@ pub async fn submitted(
 pub async fn unsubmit(tx: &impl ConnectionTrait, id: RunId, marker: &str) -> Result<(), DbErr> {
     let sql = "UPDATE batch_runs SET provider_batch_id = NULL, provider_status = NULL, submitted_at = NULL, \
                next_look_at = NULL, expires_at = NULL, missed_since = NULL, marker = $2, waits_for = 'capacity', \
-               total = 0, completed = 0, failed = 0 WHERE id = $1";
+               refusals = refusals + 1, total = 0, completed = 0, failed = 0 WHERE id = $1";
     tx.execute_raw(statement(tx, sql, [id.0.into(), marker.into()])).await.map(|_| ())
 }
 
@@ -439,21 +530,42 @@ fn bigint(db: &impl ConnectionTrait, place: usize) -> String {
     if is_postgres(db) { format!("${place}::bigint") } else { format!("${place}") }
 }
 
-/// A batch that its provider did not show: since when, and when to look again.
+/// A batch that its provider did not show: since now, if it was there before, and when to look again.
 pub async fn missed(
     tx: &impl ConnectionTrait,
-    now: Timestamp,
     id: RunId,
     next_look_in: Duration,
 ) -> Result<(), DbErr> {
+    let now = db::now(tx);
     let sql = format!(
-        "UPDATE batch_runs SET missed_since = COALESCE(missed_since, $2), next_look_at = {} + $3 \
-         WHERE id = $1 AND next_look_at IS NOT NULL",
-        db::now(tx)
+        "UPDATE batch_runs SET missed_since = COALESCE(missed_since, {now}), next_look_at = {now} + $2 \
+         WHERE id = $1 AND next_look_at IS NOT NULL"
     );
-    let sql = if is_postgres(tx) { sql.replace("$2", "$2::bigint") } else { sql };
-    let values: [Value; 3] = [id.0.into(), now.0.into(), millis(next_look_in).into()];
+    let values: [Value; 2] = [id.0.into(), millis(next_look_in).into()];
     tx.execute_raw(statement(tx, &sql, values)).await.map(|_| ())
+}
+
+/// Lets go of a batch that its provider does not know, so that it can be imported should it be there after all.
+pub async fn release(tx: &impl ConnectionTrait, id: RunId) -> Result<(), DbErr> {
+    let sql = "UPDATE batch_runs SET provider_batch_id = NULL, next_look_at = NULL WHERE id = $1";
+    tx.execute_raw(statement(tx, sql, [id.0.into()])).await.map(|_| ())
+}
+
+/// The run that a marker is of.
+pub async fn of_marker(db: &impl ConnectionTrait, marker: &str) -> Result<Option<Run>, DbErr> {
+    let sql = format!("{} WHERE r.marker = $1", select(db));
+    Run::find_by_statement(statement(db, &sql, [marker.into()])).one(db).await
+}
+
+/// The run that a job submits.
+pub async fn of_job(
+    db: &impl ConnectionTrait,
+    batch: BatchId,
+    job: JobId,
+) -> Result<Option<Run>, DbErr> {
+    let sql = format!("{} WHERE r.batch_id = $1 AND r.job_id = $2", select(db));
+    let values: [Value; 2] = [batch.0.into(), job.0.into()];
+    Run::find_by_statement(statement(db, &sql, values)).one(db).await
 }
 
 /// What a batch came to at its provider.
@@ -538,8 +650,9 @@ pub async fn ingested(tx: &impl ConnectionTrait, id: RunId, found: &Ingested) ->
 /// The runs at a provider whose next look is due, the longest overdue first; at most `limit`.
 pub async fn due(db: &impl ConnectionTrait, provider: &str, limit: u32) -> Result<Vec<Run>, DbErr> {
     let sql = format!(
-        "{SELECT} WHERE r.provider = $1 AND r.next_look_at <= {} ORDER BY r.next_look_at LIMIT $2",
-        db::now(db)
+        "{} WHERE r.provider = $1 AND r.next_look_at <= {} ORDER BY r.next_look_at LIMIT $2",
+        select(db),
+        clock(db)
     );
     let values: [Value; 2] = [provider.into(), i64::from(limit).into()];
     Run::find_by_statement(statement(db, &sql, values)).all(db).await
@@ -596,10 +709,9 @@ pub async fn is_in_use_beside(
     Ok(db.query_one_raw(statement(db, sql, values)).await?.is_some())
 }
 
-/// The providers with batches that are to be looked at, and no job that does.
-pub async fn unwatched_providers(db: &impl ConnectionTrait) -> Result<Vec<String>, DbErr> {
-    let sql = "SELECT DISTINCT provider FROM batch_runs WHERE next_look_at IS NOT NULL AND NOT EXISTS \
-               (SELECT 1 FROM jobs WHERE jobs.lane = 'watch:' || batch_runs.provider AND finished_at IS NULL)";
+/// The providers with batches that are to be looked at.
+pub async fn watched_providers(db: &impl ConnectionTrait) -> Result<Vec<String>, DbErr> {
+    let sql = "SELECT DISTINCT provider FROM batch_runs WHERE next_look_at IS NOT NULL";
     let rows = db.query_all_raw(statement(db, sql, [])).await?;
     rows.iter().map(|row| row.try_get("", "provider")).collect()
 }

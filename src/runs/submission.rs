@@ -16,6 +16,7 @@ use super::store::Run;
 use crate::batches;
 use crate::batches::MAX_ATTEMPTS;
 use crate::clock::Timestamp;
+use crate::ids::BatchId;
 use crate::ids::JobId;
 use crate::ids::MappingId;
 use crate::ids::RunId;
@@ -35,26 +36,32 @@ use crate::runs::observation::watch;
 /// and the provider's list still does not show it.
 pub const UNKNOWN_FOR: Duration = Duration::from_secs(60 + 600);
 
+/// The code of what nobody here can find out.
+pub const OUTCOME_UNKNOWN: &str = "outcome_unknown";
+/// How long a run waits for room at its provider, and how often it is refused where nothing else of ours takes room.
+const LONGEST_WAIT_FOR_ROOM: Duration = Duration::from_secs(7 * 24 * 3600);
+const MOST_REFUSALS: i32 = 12;
+
 /// The job that submits a run.
-pub fn job(run: RunId, batch: &Submitted<'_>, delay: Duration) -> NewJob {
+pub fn job(run: RunId, origin: &Origin<'_>, delay: Duration) -> NewJob {
     NewJob {
         id: JobId::mint(),
         work: Work::SubmitBatch(SubmitBatch { run_id: run }),
-        lane: Lane::of_provider(batch.provider),
-        owner: batch.owner.to_owned(),
-        max_attempts: batch.max_attempts,
+        lane: Lane::of_provider(origin.provider),
+        owner: origin.owner.to_owned(),
+        max_attempts: origin.max_attempts,
         delay,
         file_id: None,
-        batch_id: Some(batch.id),
-        model: Some(batch.model.to_owned()),
-        request_id: batch.request_id.map(str::to_owned),
+        batch_id: Some(origin.batch_id),
+        model: Some(origin.model.to_owned()),
+        request_id: origin.request_id.map(str::to_owned),
     }
 }
 
-/// What a submission says of its batch.
+/// What a job of a run says of where it comes from.
 #[derive(Clone, Copy, Debug)]
-pub struct Submitted<'b> {
-    pub id: crate::ids::BatchId,
+pub struct Origin<'b> {
+    pub batch_id: BatchId,
     pub owner: &'b str,
     pub provider: &'b str,
     pub model: &'b str,
@@ -62,10 +69,10 @@ pub struct Submitted<'b> {
     pub request_id: Option<&'b str>,
 }
 
-impl<'b> From<&'b Run> for Submitted<'b> {
+impl<'b> From<&'b Run> for Origin<'b> {
     fn from(run: &'b Run) -> Self {
         Self {
-            id: run.batch_id,
+            batch_id: run.batch_id,
             owner: &run.owner,
             provider: &run.provider,
             model: &run.model,
@@ -86,7 +93,7 @@ pub async fn upload_ready(
     upload: &Upload,
 ) -> Result<(), DbErr> {
     for run in waiting(tx, upload).await? {
-        let job = job(run.id, &Submitted::from(&run), Duration::ZERO);
+        let job = job(run.id, &Origin::from(&run), Duration::ZERO);
         store::set_job(tx, run.id, job.id).await?;
         jobs::store::enqueue(tx, now, &[job]).await?;
     }
@@ -134,24 +141,54 @@ pub async fn submitted(
 ) -> Result<(), DbErr> {
     batches::store::lock(tx, run.batch_id).await?;
     let id = &remote.id.0;
+    // As it is now: the attempt may have been frozen for long.
+    let Some(current) = store::find(tx, run.id).await? else { return Ok(()) };
+    if current.provider_batch_id.as_ref() == Some(id) {
+        return Ok(());
+    }
+    if current.is_there() || current.ended_at.is_some() {
+        return stop(tx, now, run, Some(id)).await;
+    }
+    if let Some(holder) = holder(tx, run, id).await? {
+        let message = format!(
+            "the provider's batch `{id}` was imported meanwhile, as another batch ({holder})"
+        );
+        return end(
+            tx,
+            now,
+            run,
+            RunStatus::Failed,
+            Some(&Failure::permanent("batch_imported", message)),
+        )
+        .await;
+    }
     let has_ended =
         remote.state.is_terminal() || provider_events::has_come(tx, &run.provider, id).await?;
     let next_look_in = if has_ended { Duration::ZERO } else { rhythm.first() };
-    if !store::submitted(tx, now, run.id, id, next_look_in).await? {
-        let current = store::find(tx, run.id).await?;
-        let is_known = current.is_some_and(|run| run.provider_batch_id.as_ref() == Some(id));
-        return if is_known { Ok(()) } else { stop(tx, now, run, Some(id)).await };
-    }
-    if run.status()? == RunStatus::NeedsAttention {
+    store::submitted(tx, now, run.id, id, next_look_in).await?;
+    if current.status()? == RunStatus::NeedsAttention {
         store::advance(tx, now, run.id, RunStatus::Validating).await?;
     }
     watch(tx, now, &run.provider).await?;
-    let current = store::find(tx, run.id).await?;
-    if current.is_some_and(|run| run.cancelling_at.is_some()) {
+    if current.cancelling_at.is_some() {
         stop(tx, now, run, None).await?;
     }
-    observation::open(tx, now, run, remote, next_look_in, 0).await?;
+    let Some(current) = store::find(tx, run.id).await? else { return Ok(()) };
+    observation::open(tx, now, &current, remote, next_look_in, 0).await?;
     batches::settle(tx, now, run.batch_id).await
+}
+
+/// The batch whose run has a provider's batch already.
+async fn holder(
+    tx: &impl ConnectionTrait,
+    run: &Run,
+    provider_batch_id: &str,
+) -> Result<Option<BatchId>, DbErr> {
+    // Imports hold the lane too.
+    observation::hold_lane(tx, &run.provider).await?;
+    let ids = [provider_batch_id.to_owned()];
+    let known = store::of_provider_batches(tx, &run.provider, &ids).await?;
+    Ok(known.into_iter().next().map(|run| run.batch_id))
 }
 
 /// Queues the request to the provider to stop a batch: the run's, or one that no run has.
@@ -168,9 +205,22 @@ pub async fn stop(
     let payload = CancelBatch { run_id: run.id, stray: stray.map(str::to_owned) };
     let job = NewJob {
         work: Work::CancelBatch(payload),
-        ..job(run.id, &Submitted::from(run), Duration::ZERO)
+        ..job(run.id, &Origin::from(run), Duration::ZERO)
     };
     jobs::store::enqueue(tx, now, &[job]).await
+}
+
+/// Likewise for the run's own batch, unless that is still to be done.
+///
+/// # Errors
+///
+/// What the database says.
+pub async fn stop_once(tx: &impl ConnectionTrait, now: Timestamp, run: &Run) -> Result<(), DbErr> {
+    let work = Work::CancelBatch(CancelBatch { run_id: run.id, stray: None });
+    if jobs::store::is_pending(tx, run.batch_id, &work).await? {
+        return Ok(());
+    }
+    stop(tx, now, run, None).await
 }
 
 /// What is known of the provider's side after an attempt that did not bring the batch there.
@@ -178,8 +228,8 @@ pub async fn stop(
 pub enum Certainty {
     /// The provider does not have it.
     Absent,
-    /// It may have it, since this time at the latest.
-    Unknown(Timestamp),
+    /// It may have it.
+    Unknown,
     /// As it was before: nothing was sent.
     Unchanged,
 }
@@ -199,7 +249,7 @@ pub async fn postpone(
     batches::store::lock(tx, run.batch_id).await?;
     note(tx, run, certainty).await?;
     let Some(current) = store::find(tx, run.id).await? else { return Ok(()) };
-    if current.cancelling_at.is_some() && current.unknown_since.is_none() && !current.is_there() {
+    if current.cancelling_at.is_some() && current.unknown_for().is_none() && !current.is_there() {
         return end(tx, now, run, RunStatus::Cancelled, None).await;
     }
     Ok(())
@@ -207,13 +257,14 @@ pub async fn postpone(
 
 async fn note(tx: &impl ConnectionTrait, run: &Run, certainty: Certainty) -> Result<(), DbErr> {
     match certainty {
-        Certainty::Absent => store::set_unknown(tx, run.id, None).await,
-        Certainty::Unknown(at) => store::set_unknown(tx, run.id, Some(at)).await,
+        Certainty::Absent => store::set_unknown(tx, run.id, false).await,
+        Certainty::Unknown => store::set_unknown(tx, run.id, true).await,
         Certainty::Unchanged => Ok(()),
     }
 }
 
-/// The provider has no room. The run waits until a batch of ours ends there, or for a while.
+/// The provider has no room. The run waits until a batch of ours ends there, or for a while. `false` when it has
+/// waited for long enough, and has failed.
 ///
 /// # Errors
 ///
@@ -223,10 +274,31 @@ pub async fn refuse_for_now(
     now: Timestamp,
     run: &Run,
     failure: &Failure,
-) -> Result<(), DbErr> {
+) -> Result<bool, DbErr> {
+    batches::store::lock(tx, run.batch_id).await?;
     store::wait_for_capacity(tx, run.id).await?;
     store::set_error(tx, run.id, Some(failure)).await?;
-    postpone(tx, now, run, Certainty::Absent).await
+    let Some(current) = store::find(tx, run.id).await? else { return Ok(false) };
+    if has_waited_enough(tx, now, &current).await? {
+        let failure = Failure { retryable: false, ..failure.clone() };
+        end(tx, now, run, RunStatus::Failed, Some(&failure)).await?;
+        return Ok(false);
+    }
+    postpone(tx, now, run, Certainty::Absent).await?;
+    Ok(true)
+}
+
+/// Whether a run that was refused for want of room will never find any: it has waited for a week, or been refused again
+/// and again while nothing else of ours takes any room there.
+pub(super) async fn has_waited_enough(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    run: &Run,
+) -> Result<bool, DbErr> {
+    if now.since(run.created_at) > LONGEST_WAIT_FOR_ROOM {
+        return Ok(true);
+    }
+    Ok(run.refusals >= MOST_REFUSALS && !store::has_others_open(tx, &run.provider, run.id).await?)
 }
 
 /// The submission is given up. Where nobody knows whether the provider has the batch, a person decides.
@@ -247,7 +319,7 @@ pub async fn abandon(
     if current.is_there() || current.ended_at.is_some() {
         return Ok(());
     }
-    if current.unknown_since.is_none() {
+    if current.unknown_for().is_none() {
         return end(tx, now, run, RunStatus::Failed, Some(failure)).await;
     }
     store::set_error(tx, run.id, Some(failure)).await?;
@@ -272,8 +344,9 @@ pub async fn call_off(tx: &impl ConnectionTrait, now: Timestamp, run: &Run) -> R
     end(tx, now, run, RunStatus::Cancelled, None).await
 }
 
-/// A run whose outcome a person has judged, by retrying its job: the provider does not have it. `false` when it
-/// waits for no such judgement.
+/// Goes on with a run that needs attention, whose job is retried. Where nothing here can find out whether the provider
+/// has the batch, who retries has judged that it has not; else it is looked for again first. `false` when the run waits
+/// for nothing of the sort.
 ///
 /// # Errors
 ///
@@ -286,7 +359,12 @@ pub async fn revive(tx: &impl ConnectionTrait, now: Timestamp, run: &Run) -> Res
     {
         return Ok(false);
     }
-    store::set_unknown(tx, run.id, None).await?;
+    let is_judged = current.failure().is_some_and(|failure| failure.code == OUTCOME_UNKNOWN);
+    if is_judged {
+        store::set_unknown(tx, run.id, false).await?;
+    } else {
+        store::look_anew(tx, run.id).await?;
+    }
     store::set_error(tx, run.id, None).await?;
     batches::settle(tx, now, run.batch_id).await?;
     Ok(true)

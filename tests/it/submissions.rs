@@ -10,7 +10,10 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::support::ADMIN_KEY;
+use crate::support::ALICE_KEY;
+use crate::support::BOB_KEY;
 use crate::support::Client;
+use crate::support::Crew;
 use crate::support::Env;
 use crate::support::Kind;
 use crate::support::Options;
@@ -30,6 +33,13 @@ fn spoil(env: &Env, account: &str, fault: Fault) {
 
 /// The outcome of a create is unknown, and that is as long ago as it takes.
 async fn long_ago(env: &Env) {
+    // A look that is under way would go by what it read before.
+    eventually(PATIENCE, async || {
+        let running =
+            "SELECT count(*) FROM jobs WHERE kind = 'submit_batch' AND status = 'running'";
+        (env.database.count(running).await == 0).then_some(())
+    })
+    .await;
     env.database.execute("UPDATE batch_runs SET unknown_since = unknown_since - 700000").await;
     env.bring_on("submit_batch").await;
 }
@@ -188,14 +198,7 @@ async fn where_a_provider_has_no_list_a_person_decides() {
     // It is not there: the job is retried.
     let absent = created_despite(&env, &env.client, Fault::status(500, Value::Null)).await;
     env.client.batch_when(&absent, |batch| run(batch, "a")["status"] == "needs_attention").await;
-    let path = format!(
-        "/v1/jobs?kind=submit_batch&status=failed&batch_id={}",
-        absent["id"].as_str().unwrap()
-    );
-    let (_, jobs) = env.client.get(&path).await;
-    let job = jobs["data"][0]["id"].as_str().unwrap();
-    let (status, job) = env.client.post(&format!("/v1/jobs/{job}/retry"), json!({})).await;
-    assert_eq!(status, 200, "{job}");
+    retry_submission(&env, &absent).await;
     env.client.batch_when(&absent, |batch| !run(batch, "a")["provider_batch_id"].is_null()).await;
     assert_eq!(env.sandbox.batches("a").len(), 2);
 }
@@ -254,10 +257,27 @@ async fn a_batch_that_a_provider_has_no_room_for_goes_when_another_has_ended() {
             .end_batch("a", &there, longshore::sandbox::BatchEnd::failed("invalid_request"))
             .unwrap();
         assert_eq!(env.client.batch_ended(&first).await["status"], "failed");
-        env.client
-            .batch_when(&second, |batch| !run(batch, "a")["provider_batch_id"].is_null())
-            .await;
+        // By itself it would go after half a minute at the earliest.
+        eventually(Duration::from_secs(10), async || {
+            let batch = env.client.batch(&second).await;
+            (!run(&batch, "a")["provider_batch_id"].is_null()).then_some(())
+        })
+        .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_never_finds_room_fails_in_the_end() {
+    let env = Env::with(watchful(Kind::Sqlite)).await;
+    env.treat_batches("a", |batches| batches.max_open_batches = Some(0));
+    let file = env.client.upload_requests(&["a"], 2).await;
+    let batch = env.client.batch_on(&file).await;
+    env.client.batch_when(&batch, |batch| run(batch, "a")["blocked_by"] == "capacity").await;
+    env.database.execute("UPDATE batch_runs SET refusals = 11").await;
+    env.bring_on("submit_batch").await;
+    let batch = env.client.batch_ended(&batch).await;
+    assert_eq!(batch["status"], "failed");
+    assert_eq!(run(&batch, "a")["error"]["code"], "provider_capacity");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -312,14 +332,133 @@ async fn a_cancelled_batch_goes_to_no_provider_and_one_that_is_there_is_stopped(
         eventually(PATIENCE, async || (env.calls("a", Operation::CancelBatch) == 1).then_some(()))
             .await;
 
-        // And one whose create was refused in the middle of it ends here.
-        spoil(&env, "a", Fault::Hold { hold_before: true });
-        let file = env.client.upload_requests(&["a"], 2).await;
-        env.client.settled(file["id"].as_str().unwrap()).await;
+        // And one whose create is refused after the cancel ends here.
+        let hold = FaultRule::new(Operation::CreateBatch, Fault::Hold { hold_before: true });
+        env.spoil_as("a", hold);
+        let refused = env.client.batch_on(&file).await;
+        env.held("a", 1).await;
+        assert_eq!(env.client.cancel_batch(&refused).await.1["status"], "cancelling");
+        env.treat_batches("a", |batches| {
+            batches.max_open_batches = Some(0);
+            batches.over_limit = OverLimit::default();
+        });
+        env.sandbox.release("a");
+        assert_eq!(env.client.batch_ended(&refused).await["status"], "cancelled");
         assert_eq!(env.sandbox.batches("a").len(), 1);
         let (status, answer) = env.client.cancel_batch(&early).await;
         assert_eq!((status, &answer["error"]["code"]), (409, &json!("batch_ended")));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_after_a_day_without_a_credential_looks_before_it_creates() {
+    let mut env = Env::with(watchful(Kind::Sqlite)).await;
+    let fault = Fault::status(401, Value::Null);
+    env.spoil_as("a", FaultRule { times: 0, ..FaultRule::new(Operation::ListBatches, fault) });
+    let batch = created_despite(&env, &env.client, Fault::LostAnswer).await;
+    eventually(PATIENCE, async || {
+        (env.provider("a").await["paused_by"] == "credential_rejected").then_some(())
+    })
+    .await;
+    env.server.terminate();
+    env.database.execute("UPDATE lanes SET paused_at = paused_at - 90000000").await;
+    env.database
+        .execute("UPDATE jobs SET run_at = run_at - 90000000 WHERE finished_at IS NULL")
+        .await;
+    env.restart();
+    let batch =
+        env.client.batch_when(&batch, |batch| run(batch, "a")["status"] == "needs_attention").await;
+    assert_eq!(run(&batch, "a")["error"]["code"], "provider_credential_rejected");
+
+    env.sandbox.clear_faults("a");
+    env.lane("a", "resume").await;
+    retry_submission(&env, &batch).await;
+    env.client.batch_when(&batch, |batch| !run(batch, "a")["provider_batch_id"].is_null()).await;
+    assert_eq!(env.calls("a", Operation::CreateBatch), 1);
+    assert_eq!(env.client.batch_ended(&batch).await["status"], "completed");
+}
+
+async fn retry_submission(env: &Env, batch: &Value) {
+    let id = batch["id"].as_str().unwrap();
+    let path = format!("/v1/jobs?kind=submit_batch&status=failed&batch_id={id}");
+    let (_, jobs) = env.client.get(&path).await;
+    let job = jobs["data"][0]["id"].as_str().unwrap();
+    let (status, job) = env.client.post(&format!("/v1/jobs/{job}/retry"), json!({})).await;
+    assert_eq!(status, 200, "{job}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_that_came_before_the_doubt_ends_the_batch_when_it_is_repeated() {
+    let env = Env::with(watchful(Kind::Sqlite)).await;
+    let fault = Fault::status(404, Value::Null);
+    env.spoil_as("a", FaultRule { times: 0, ..FaultRule::new(Operation::ListBatches, fault) });
+    let batch = created_despite(&env, &env.client, Fault::Hang { executed: false }).await;
+    env.held("a", 1).await;
+    assert_eq!(env.client.cancel_batch(&batch).await.1["status"], "cancelling");
+    // Its connection is closed without an answer.
+    env.sandbox.release("a");
+    env.client.batch_when(&batch, |batch| run(batch, "a")["status"] == "needs_attention").await;
+    assert_eq!(env.client.cancel_batch(&batch).await.0, 200);
+    assert_eq!(env.client.batch_ended(&batch).await["status"], "cancelled");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_the_provider_does_not_know_yet_is_stopped_when_it_does() {
+    let env = Env::with(watchful(Kind::Sqlite)).await;
+    env.treat_batches("a", |batches| {
+        batches.hold_at = Some(longshore::sandbox::BatchState::InProgress);
+    });
+    let fault = Fault::status(404, Value::Null);
+    env.spoil_as("a", FaultRule { times: 2, ..FaultRule::new(Operation::CancelBatch, fault) });
+    let file = env.client.upload_requests(&["a"], 2).await;
+    let batch = env.client.batch_on(&file).await;
+    env.has_batches("a", 1).await;
+    env.client.batch_when(&batch, |batch| batch["status"] == "in_progress").await;
+    assert_eq!(env.client.cancel_batch(&batch).await.0, 200);
+    assert_eq!(env.client.batch_ended(&batch).await["status"], "cancelled");
+    assert_eq!(env.calls("a", Operation::CancelBatch), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_comes_after_its_worker_was_given_up_still_counts() {
+    let mut crew = Crew::with(watchful(Kind::Postgres)).await;
+    let fault = Fault::status(404, Value::Null);
+    let rule = FaultRule { times: 0, ..FaultRule::new(Operation::ListBatches, fault) };
+    crew.env.spoil_as("a", rule);
+    let client = crew.env.client.clone();
+    let batch = created_despite(&crew.env, &client, Fault::Hold { hold_before: false }).await;
+    crew.env.held("a", 1).await;
+    crew.worker().signal("STOP");
+    let _other = crew.env.also("work");
+    client.batch_when(&batch, |batch| run(batch, "a")["status"] == "needs_attention").await;
+    crew.env.sandbox.release("a");
+    crew.worker().signal("CONT");
+    assert_eq!(client.batch_ended(&batch).await["status"], "completed");
+    assert_eq!(crew.env.calls("a", Operation::CreateBatch), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_batch_that_was_imported_is_not_adopted_as_well() {
+    let env = Env::with(watchful(Kind::Sqlite)).await;
+    let fault = Fault::status(503, Value::Null);
+    env.spoil_as("a", FaultRule { times: 0, ..FaultRule::new(Operation::ListBatches, fault) });
+    let lost = created_despite(&env, &env.client, Fault::LostAnswer).await;
+    env.has_batches("a", 1).await;
+    let there = env.sandbox.batches("a")[0].id.clone();
+    // Not by another owner, and not while its own run is open.
+    let body = json!({"model": "a", "provider_batch_id": there});
+    for key in [BOB_KEY, ALICE_KEY] {
+        let client = env.as_key(key);
+        let (status, imported) = client.post("/v1/batches/import", body.clone()).await;
+        assert_eq!(status, 200, "{imported}");
+        let imported = client.batch_ended(&imported).await;
+        assert_eq!(imported["status"], "failed", "{imported}");
+        assert_eq!(run(&imported, "a")["error"]["code"], "batch_known");
+    }
+    env.sandbox.clear_faults("a");
+    env.bring_on("submit_batch").await;
+    assert_eq!(env.client.batch_ended(&lost).await["status"], "completed");
+    assert_eq!(env.calls("a", Operation::CreateBatch), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

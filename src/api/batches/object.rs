@@ -15,7 +15,6 @@ use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::files::store::Metadata;
 use crate::jobs::Failure;
-use crate::jobs::lanes::FOR_EVER;
 use crate::jobs::lanes::NOT_CONFIGURED;
 use crate::runs::RunStatus;
 use crate::runs::Usage;
@@ -220,15 +219,11 @@ fn errors(batch: &Batch) -> Result<Option<BatchErrors>, Error> {
 impl RunObject {
     fn new(app: &App, run: Run) -> Self {
         let is_served = app.providers.get(&run.provider).is_some();
-        let waits = run.ended_at.is_none() && !run.is_there();
-        let blocked_by = if waits && !is_served {
-            Some(NOT_CONFIGURED)
-        } else if waits && run.unknown_since.is_some() {
-            Some("outcome")
+        let (blocked_by, retry_at) = if run.ended_at.is_none() && !is_served {
+            (Some(NOT_CONFIGURED), None)
         } else {
-            run.blocked_by()
+            run.blocked()
         };
-        let retry_at = run.retry_at.filter(|at| *at < FOR_EVER && waits);
         Self {
             usage: run.usage(),
             error: run.failure(),

@@ -43,6 +43,7 @@ use crate::files::deletion::receipts::FileReceipt;
 use crate::idempotency::KEPT_WITHOUT_KEY;
 use crate::ids::FileId;
 use crate::jobs::Failure;
+use crate::mappings;
 use crate::mappings::receipt::Receipt;
 use crate::notices::Hint;
 use crate::owners::Caller;
@@ -136,6 +137,8 @@ async fn delete_unless_in_use(
     order: &Order,
 ) -> Result<bool, Error> {
     if order.even_in_use {
+        // Held, so that no batch comes meanwhile.
+        mappings::deletion::lock(tx, &[file]).await?;
         for (_, batch, _) in batches::store::open_on(tx, &[file]).await? {
             batches::cancel::cancel(tx, now, batch).await?;
         }

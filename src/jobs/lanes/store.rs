@@ -10,6 +10,7 @@ use sea_orm::Value;
 
 use super::Admission;
 use super::LaneState;
+use super::Leave;
 use super::Pause;
 use super::PauseReason;
 use crate::clock::Timestamp;
@@ -67,11 +68,12 @@ pub async fn enter(tx: &impl ConnectionTrait, lane: &Lane) -> Result<LaneState, 
     let sql = format!(
         "SELECT paused_until, pause_reason, failures, tokens, refilled_at, last_owner, credential, \
          (SELECT count(*) FROM jobs WHERE id = lanes.probe_job AND status = 'running') AS probing, \
-         (SELECT count(*) FROM jobs WHERE lane = $1 AND status = 'running') AS running, {} AS now \
+         (SELECT count(*) FROM jobs WHERE lane IN ($1, $2) AND status = 'running') AS running, {} AS now \
          FROM lanes WHERE name = $1",
         db::now(tx)
     );
-    let row = Row::find_by_statement(statement(tx, &sql, [lane.0.clone().into()])).one(tx).await?;
+    let values: [Value; 2] = [lane.0.clone().into(), lane.counted_with().0.into()];
+    let row = Row::find_by_statement(statement(tx, &sql, values)).one(tx).await?;
     let row = row.ok_or_else(|| DbErr::RecordNotFound(format!("lane `{lane}`")))?;
     let pause = match (row.paused_until, row.pause_reason) {
         (Some(until), Some(reason)) => {
@@ -255,18 +257,19 @@ pub async fn unserved(
     Ok(rows.into_iter().map(|row| row.id).collect())
 }
 
-/// Takes a call out of a lane's rate budget. `Some` says when there is one again.
+/// Takes a call out of a lane's rate budget, unless the lane stands still.
 pub async fn spend(
     tx: &impl ConnectionTrait,
     lane: &Lane,
     per_minute: u32,
-) -> Result<Option<Timestamp>, DbErr> {
+) -> Result<Leave, DbErr> {
     let state = enter(tx, lane).await?;
-    let tokens = match state.spend(per_minute) {
-        Ok(tokens) => tokens,
-        Err(again_at) => return Ok(Some(again_at)),
-    };
+    if let Some(pause) = state.pause.filter(|_| state.is_paused()) {
+        return Ok(Leave::NotFor(pause.until.since(state.now)));
+    }
+    let (tokens, wait) = state.spend(per_minute);
     let sql = "UPDATE lanes SET tokens = $2, refilled_at = $3 WHERE name = $1";
     let values: [Value; 3] = [lane.0.clone().into(), tokens.into(), state.now.0.into()];
-    tx.execute_raw(statement(tx, sql, values)).await.map(|_| None)
+    tx.execute_raw(statement(tx, sql, values)).await?;
+    Ok(Leave::In(wait))
 }
