@@ -211,9 +211,7 @@ fn errors(runs: &[Run]) -> Result<Option<String>, DbErr> {
             let errors: Vec<serde_json::Value> =
                 serde_json::from_str(errors).map_err(|error| DbErr::Json(error.to_string()))?;
             all.extend(errors);
-        } else if run.status()? == RunStatus::Failed
-            && let Some(failure) = run.failure()
-        {
+        } else if let Some(failure) = run.failure().filter(|_| run.ended_at.is_some()) {
             let message = format!("`{}`: {}", run.model, failure.message);
             all.push(serde_json::json!({
                 "code": failure.code, "message": message, "param": null, "line": null,

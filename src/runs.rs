@@ -74,9 +74,8 @@ async fn end(
         return Ok(());
     }
     store::forget_looks(tx, run.id).await?;
-    if failure.is_some() {
-        store::set_error(tx, run.id, failure).await?;
-    }
+    // What it waited for before is no reason of this end.
+    store::set_error(tx, run.id, failure).await?;
     make_room(tx, &run.provider).await?;
     let_delete(tx, run).await?;
     batches::settle(tx, now, run.batch_id).await

@@ -156,8 +156,8 @@ impl Run {
 
     /// Its last failure, also while it is tried again.
     pub fn failure(&self) -> Option<Failure> {
-        let error =
-            self.error.as_deref().or(self.job_error.as_deref().filter(|_| !self.is_there()));
+        let is_on_its_way = self.ended_at.is_none() && !self.is_there();
+        let error = self.error.as_deref().or(self.job_error.as_deref().filter(|_| is_on_its_way));
         error.and_then(|error| serde_json::from_str(error).ok())
     }
 
@@ -182,9 +182,11 @@ impl Run {
         if self.ended_at.is_some() || self.is_there() {
             return (None, None);
         }
-        if let Some(reason) = self.pause_reason.as_deref().filter(|_| rests) {
-            // Nobody knows when somebody will act.
-            return (Some(reason), self.paused_until.filter(|at| *at < FOR_EVER));
+        // What somebody has to see to goes before what only takes time.
+        let is_parked = self.paused_until == Some(FOR_EVER);
+        let pause = self.pause_reason.as_deref().filter(|_| rests);
+        if let Some(reason) = pause.filter(|_| is_parked || self.unknown_for.is_none()) {
+            return (Some(reason), self.paused_until.filter(|_| !is_parked));
         }
         let run_at = self.job_run_at.filter(|_| rests);
         match self.waits_for.as_deref() {
