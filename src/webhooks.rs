@@ -218,16 +218,28 @@ pub async fn delete(
 ///
 /// # Errors
 ///
-/// When one cannot be read with this key.
+/// When the one that its owner has cannot be read with this key.
 pub fn secrets(
     vault: &Vault,
     endpoint: &Endpoint,
     now: Timestamp,
 ) -> Result<Vec<SecretString>, vault::Unreadable> {
+    let mut secrets = Vec::with_capacity(2);
+    if let Some(stored) = &endpoint.secret {
+        secrets.push(vault.unseal(endpoint.id, stored)?);
+    }
     let is_active = endpoint.previous_until.is_some_and(|until| now < until);
-    let previous = endpoint.previous_secret.as_ref().filter(|_| is_active);
-    let stored = endpoint.secret.iter().chain(previous);
-    stored.map(|stored| vault.unseal(endpoint.id, stored)).collect()
+    if let Some(stored) = endpoint.previous_secret.as_ref().filter(|_| is_active) {
+        match vault.unseal(endpoint.id, stored) {
+            Ok(secret) => secrets.push(secret),
+            // It was sealed with another key: what is signed with the new one alone is as good.
+            Err(error) => tracing::warn!(
+                webhook_endpoint.id = %endpoint.id, error = %error,
+                "an endpoint's secret before the last rotation cannot be read; it is left out"
+            ),
+        }
+    }
+    Ok(secrets)
 }
 
 /// An event that endpoints can be told of.

@@ -235,6 +235,7 @@ async fn prune(app: &App) -> Result<(), DbErr> {
     let before = now.before(kept.failed_jobs);
     in_chunks(app, move |tx| Box::pin(reconciliations::store::prune(tx, before, CHUNK))).await?;
     in_chunks(app, move |tx| Box::pin(webhooks::store::prune(tx, before, CHUNK))).await?;
+    in_chunks(app, move |tx| Box::pin(webhooks::store::forget_previous(tx, now))).await?;
     in_chunks(app, move |tx| Box::pin(events::prune(tx, now.before(events::KEPT), CHUNK))).await?;
     let before = now.before(PROVIDER_EVENTS_KEPT);
     in_chunks(app, move |tx| Box::pin(provider_events::prune(tx, before, CHUNK))).await?;

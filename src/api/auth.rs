@@ -3,6 +3,7 @@
 use axum::extract::FromRef;
 use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
+use axum::http::HeaderName;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use utoipa::ToResponse;
@@ -117,7 +118,19 @@ pub fn describe(operation: &mut Operation) {
 
 const NO_ROLE: [&str; 0] = [];
 
-async fn identify(app: &App, headers: &HeaderMap) -> Result<Caller, Error> {
+/// The headers that say who asks.
+pub fn credentials(headers: &HeaderMap) -> HeaderMap {
+    let owner = HeaderName::from_static(OWNER_HEADER);
+    let said = [AUTHORIZATION, owner].into_iter();
+    said.filter_map(|name| Some((name.clone(), headers.get(name)?.clone()))).collect()
+}
+
+/// Who asks.
+///
+/// # Errors
+///
+/// When the headers name nobody, or an owner for whom the caller may not act.
+pub async fn identify(app: &App, headers: &HeaderMap) -> Result<Caller, Error> {
     let Some(header) = headers.get(AUTHORIZATION) else {
         return Err(Error::Unauthorized(
             "no key was sent; send one in the header `Authorization: Bearer <key>`".to_owned(),

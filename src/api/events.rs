@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
+use std::time::Instant;
 
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -17,6 +18,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Api;
+use super::auth;
 use super::auth::Authenticated;
 use super::error::TooManyRequests;
 use super::parameters::Query;
@@ -90,6 +92,8 @@ async fn stream_events(
     };
     let following = Following {
         app,
+        credentials: auth::credentials(&headers),
+        checked: Instant::now(),
         scope,
         cursor,
         at,
@@ -142,6 +146,9 @@ fn resume(
 /// A client, and how far it is.
 struct Following {
     app: App,
+    credentials: HeaderMap,
+    /// When the key was last seen to be good.
+    checked: Instant,
     scope: Scope,
     /// Everything before it was sent.
     cursor: Cursor,
@@ -164,7 +171,7 @@ impl Following {
             return Some(self.place().retry(COME_AGAIN));
         }
         loop {
-            if self.app.notices.is_closing() {
+            if self.app.notices.is_closing() || !self.may_listen().await {
                 return None;
             }
             if let Some(told) = self.read.pop_front() {
@@ -194,6 +201,20 @@ impl Following {
                     return Some(self.place().comment(""));
                 }
             }
+        }
+    }
+
+    /// Whether the key, which may be revoked while the stream stands, is still good.
+    async fn may_listen(&mut self) -> bool {
+        if self.checked.elapsed() < HEARTBEAT {
+            return true;
+        }
+        self.checked = Instant::now();
+        match auth::identify(&self.app, &self.credentials).await {
+            Ok(caller) => caller.scope() == self.scope,
+            Err(Error::Unauthorized(_) | Error::Forbidden(_)) => false,
+            // Nobody knows now; it is asked again.
+            Err(_) => true,
         }
     }
 

@@ -200,6 +200,13 @@ pub async fn bury(
     Ok(tx.execute_raw(statement(tx, sql, values)).await?.rows_affected() == 1)
 }
 
+/// Forgets the secrets that were replaced and are not good any more.
+pub async fn forget_previous(tx: &impl ConnectionTrait, now: Timestamp) -> Result<u64, DbErr> {
+    let sql = "UPDATE webhook_endpoints SET previous_secret = NULL, previous_until = NULL \
+               WHERE previous_until IS NOT NULL AND previous_until < $1";
+    Ok(tx.execute_raw(statement(tx, sql, [now.0.into()])).await?.rows_affected())
+}
+
 /// Forgets endpoints that were deleted before `before`, at most `limit` of them.
 pub async fn prune(tx: &impl ConnectionTrait, before: Timestamp, limit: u32) -> Result<u64, DbErr> {
     let sql = "DELETE FROM webhook_endpoints WHERE id IN (SELECT id FROM webhook_endpoints \

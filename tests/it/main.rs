@@ -20,6 +20,7 @@ mod operations;
 mod outages;
 mod owners;
 mod processes;
+mod provider_events;
 mod provider_faults;
 mod queue;
 mod reconciliations;

@@ -273,6 +273,20 @@ async fn a_place_that_is_unknown_or_too_old_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_ends_when_its_key_is_revoked() {
+    let env = Env::start().await;
+    let admin = env.as_key(ADMIN_KEY);
+    let (status, made) = admin.post("/v1/admin/keys", json!({"owner": "carol"})).await;
+    assert_eq!(status, 200, "{made}");
+    let carol = env.as_key(made["key"].as_str().unwrap());
+    let mut stream = Stream::open(&carol, None).await;
+    let path = format!("/v1/admin/keys/{}", made["id"].as_str().unwrap());
+    assert_eq!(admin.delete(&path).await.0, 200);
+    // At the next sign of life at the latest.
+    while stream.block().await.is_some() {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_says_now_and_then_that_it_is_alive_and_ends_with_the_server() {
     let mut env = Env::start().await;
     let mut stream = Stream::open(&env.client, None).await;
