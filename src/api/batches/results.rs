@@ -247,9 +247,9 @@ impl Group {
         Ok(read)
     }
 
-    /// The lines as they are answered, with a comma between any two.
-    fn present(&self, read: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(read.len() + self.lines.len() * 128);
+    /// Writes the lines as they are answered, with a comma between any two.
+    fn present(&self, read: &[u8], out: &mut Vec<u8>) {
+        out.reserve(read.len() + self.lines.len() * 128);
         for (place_in_group, line) in self.lines.iter().enumerate() {
             if place_in_group > 0 {
                 out.push(b',');
@@ -264,9 +264,8 @@ impl Group {
                 outcome: entry.outcome,
                 problem: entry.problem,
             };
-            present(text, presented, &mut out);
+            present(text, presented, out);
         }
-        out
     }
 }
 
@@ -300,23 +299,27 @@ async fn answer(app: &App, page: Page) -> Result<Response, Error> {
             BlobError::Missing(_) => gone(),
             error => error.into(),
         })?;
-        begin.extend(group.present(&read));
+        group.present(&read, &mut begin);
     }
     let end = format!(r#"],"first_id":{first},"last_id":{last},"has_more":{has_more}}}"#);
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    if groups.is_empty() {
+        begin.extend_from_slice(end.as_bytes());
+        return Ok((kind, begin).into_response());
+    }
     let blobs = app.blobs.clone();
     let others = stream::iter(groups).then(move |group| {
         let blobs = blobs.clone();
         async move {
             let read = group.read(&blobs).await.map_err(std::io::Error::other)?;
             let mut out = vec![b','];
-            out.extend(group.present(&read));
+            group.present(&read, &mut out);
             Ok::<_, std::io::Error>(Bytes::from(out))
         }
     });
     let body = stream::iter([Ok(Bytes::from(begin))])
         .chain(others)
         .chain(stream::iter([Ok(Bytes::from(end))]));
-    let kind = [(header::CONTENT_TYPE, "application/json")];
     Ok((kind, Body::from_stream(body)).into_response())
 }
 
