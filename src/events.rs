@@ -294,7 +294,20 @@ pub async fn tail(db: &impl ConnectionTrait) -> Result<Cursor, DbErr> {
          ORDER BY events.txid DESC, events.seq DESC LIMIT 1"
     );
     let end = End::find_by_statement(statement(db, &sql, [])).one(db).await?;
-    Ok(end.map(|end| Cursor { txid: end.txid, seq: end.seq }).unwrap_or_default())
+    match end {
+        Some(End { txid, seq }) => Ok(Cursor { txid, seq }),
+        None if is_postgres(db) => below_all_that_runs(db).await,
+        None => Ok(Cursor::default()),
+    }
+}
+
+/// The end where no event can be read, on PostgreSQL: there may be some that a transaction hides which began before
+/// them, be it one of another database of the server.
+async fn below_all_that_runs(db: &impl ConnectionTrait) -> Result<Cursor, DbErr> {
+    let sql = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1 AS txid";
+    let row = db.query_one_raw(statement(db, sql, [])).await?;
+    let txid = row.map(|row| row.try_get("", "txid")).transpose()?.unwrap_or_default();
+    Ok(Cursor { txid, seq: i64::MAX })
 }
 
 /// An event that was read.

@@ -131,7 +131,7 @@ fn resume(
             ),
         });
     }
-    // Where all events are pruned, the end is not known.
+    // Where all events are pruned, SQLite does not know the end.
     if tail != Cursor::default() && cursor > tail {
         return Err(Error::invalid(
             param,

@@ -143,6 +143,10 @@ async fn a_transaction_that_commits_late_is_not_skipped() {
     let tail = events::tail(queue.db.read()).await.unwrap();
     let cursor = Cursor::default();
     assert_eq!(behind(&queue, cursor, 10).await, [], "read over an open transaction");
+    // Though none can be read, it is known how far it goes.
+    let ahead = data_encoding::BASE64URL_NOPAD.encode(&[0x7f; 24]);
+    let (ahead, _) = Cursor::from_text(&ahead).unwrap();
+    assert!(cursor < tail && tail < ahead, "{tail:?}");
     open.commit().await.unwrap();
 
     let behind = read(&queue, cursor, &[early, late]).await;
