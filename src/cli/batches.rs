@@ -2,7 +2,7 @@
 
 mod create;
 mod object;
-mod results;
+pub mod results;
 mod wait;
 
 use std::process::ExitCode;
@@ -13,10 +13,12 @@ use clap::Subcommand;
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 
+pub use self::object::BatchObject;
+pub use self::object::Counts;
+pub use self::object::Run;
+
 use self::create::CreateArgs;
 use self::create::ImportArgs;
-use self::object::BatchObject;
-use self::object::Run;
 use self::results::ResultsArgs;
 use super::client::Answer;
 use super::client::Client;

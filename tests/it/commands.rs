@@ -300,7 +300,9 @@ fn the_demo_ends_well() {
     let done = run(folder.path(), &["demo", "--once"], &[]);
     assert_eq!(done.code, 0, "{}", done.log);
     assert!(done.output.contains("The file is `processed`"), "{}", done.output);
-    assert!(done.output.contains("The deletion is `done`"), "{}", done.output);
+    assert!(done.output.contains("The batch is `completed`"), "{}", done.output);
+    assert!(done.output.contains("6752 of 6752, 33 failed"), "{}", done.output);
+    assert!(done.output.contains("The deletions are done"), "{}", done.output);
     assert!(done.output.contains("The providers hold 0 files."), "{}", done.output);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }

@@ -104,6 +104,10 @@ pub struct Run {
     #[serde(default)]
     pub request_counts: Counts,
     #[serde(default)]
+    pub output_file_id: Option<String>,
+    #[serde(default)]
+    pub error_file_id: Option<String>,
+    #[serde(default)]
     pub error: Option<LastError>,
     /// What one waits for that is not at its provider yet.
     #[serde(default)]
@@ -137,6 +141,14 @@ impl Counts {
     }
 }
 
+impl Usage {
+    /// `12 (10 in, 2 out)`
+    pub fn text(self) -> String {
+        let Self { input_tokens, output_tokens, total_tokens } = self;
+        format!("{total_tokens} ({input_tokens} in, {output_tokens} out)")
+    }
+}
+
 impl BatchObject {
     pub fn stage(&self) -> Stage {
         match self.status.as_str() {
@@ -158,10 +170,7 @@ impl BatchObject {
     /// One row for each field that has a value.
     pub fn details(&self) -> Vec<Vec<Cell>> {
         let at = |at: Option<i64>| at.map(|at| cell(&time(Some(at))));
-        let usage = self.usage.map(|usage| {
-            let Usage { input_tokens, output_tokens, total_tokens } = usage;
-            format!("{total_tokens} ({input_tokens} in, {output_tokens} out)")
-        });
+        let usage = self.usage.map(Usage::text);
         let ended = self.completed_at.or(self.failed_at).or(self.expired_at).or(self.cancelled_at);
         let mut rows = vec![
             ("status", Some(status(&self.status))),
@@ -252,12 +261,17 @@ impl Run {
     }
 
     fn line(&self) -> String {
+        format!("{} at {} {}", self.model, self.provider, self.state())
+    }
+
+    /// `in_progress, 3 of 10, 1 failed: ` and what holds it up.
+    pub fn state(&self) -> String {
         let counts = match self.request_counts.total {
             0 => String::new(),
             _ => format!(", {}", self.request_counts.text()),
         };
         let note = self.note().map(|note| format!(": {note}")).unwrap_or_default();
-        format!("{} at {} {}{counts}{note}", self.model, self.provider, self.status)
+        format!("{}{counts}{note}", self.status)
     }
 
     /// What holds it up or what went wrong.

@@ -81,6 +81,16 @@ pub async fn run(client: &Client, output: &mut Output, args: ResultsArgs) -> any
     }
 }
 
+/// The first results that a query finds, as rows of the table.
+pub async fn rows(
+    client: &Client,
+    id: &str,
+    query: &[(&str, String)],
+) -> anyhow::Result<Vec<Vec<Cell>>> {
+    let page = client.get::<Page>(&["batches", id, "results"], query).await?.value;
+    Ok(page.data.iter().map(row).collect())
+}
+
 fn row(line: &Value) -> Vec<Cell> {
     vec![
         optional(line["custom_id"].as_str()),
