@@ -336,7 +336,14 @@ async fn import(
     let creation = Creation::new(&caller.owner, IMPORT, &headers, &asked)?;
     asked.check()?;
     let app = &api.app;
-    let deployment = match &app.destinations(std::slice::from_ref(&asked.model))?[..] {
+    let found = app.destinations(std::slice::from_ref(&asked.model));
+    let found = found.map_err(|error| match error {
+        Error::Invalid { code, message, .. } => {
+            Error::Invalid { param: Some("model"), code, message }
+        }
+        error => error,
+    })?;
+    let deployment = match &found[..] {
         [one] => one.clone(),
         _ => {
             return Err(Error::invalid(

@@ -11,6 +11,7 @@ use crate::support::ADMIN_KEY;
 use crate::support::Env;
 use crate::support::Options;
 use crate::support::answer;
+use crate::support::batches::WATCHFUL;
 use crate::support::script;
 
 /// What somebody without a key gets.
@@ -54,6 +55,7 @@ async fn every_path_answers_the_methods_that_are_described_for_it_and_no_other()
     for (path, methods) in &described {
         let concrete = path.replace("{id}", "x").replace("{name}", "x");
         let concrete = concrete.replace("{model}", "x").replace("{file}", "x");
+        let concrete = concrete.replace("{provider}", "x");
         assert!(!concrete.contains('{'), "{path}: a parameter that this test does not know");
         for method in ["GET", "POST", "PUT", "PATCH", "DELETE"] {
             let request = admin.request(Method::from_bytes(method.as_bytes()).unwrap(), &concrete);
@@ -70,11 +72,18 @@ async fn every_path_answers_the_methods_that_are_described_for_it_and_no_other()
 
 #[tokio::test]
 async fn the_server_answers_as_its_description_says() {
-    let extra = "[webhooks]\nallow_private_addresses = true\n".to_owned();
+    let extra = format!("{WATCHFUL}[webhooks]\nallow_private_addresses = true\n");
     let env = Env::with(Options { extra, ..Options::default() }).await;
+    env.treat_batches("a", |batches| batches.failing_percent = 50);
+    let file = env.client.upload_requests(&["a"], 4).await;
+    let batch = env.client.batch_ended(&env.client.batch_on(&file).await).await;
+    assert_eq!(batch["request_counts"]["failed"], 2, "{batch}");
     let operations: usize = paths(&description(&env).await).values().map(BTreeSet::len).sum();
     let notes = tempfile::tempdir().unwrap();
-    let arguments = [env.client.base.as_str(), ADMIN_KEY, notes.path().to_str().unwrap()];
+    let id = |thing: &Value| thing["id"].as_str().unwrap().to_owned();
+    let (file, batch) = (id(&file), id(&batch));
+    let notes_path = notes.path().to_str().unwrap();
+    let arguments = [env.client.base.as_str(), ADMIN_KEY, notes_path, &file, &batch];
     let said = script("conformance.py", &arguments, &[]).await;
     // The path that the description itself came from it leaves to the tests beside this one, and the stream of events,
     // which does not end, to those of streams.

@@ -1,7 +1,8 @@
 """Whether a running Longshore answers as its description says, by schemathesis: right requests and wrong ones, made up
 from the description and from earlier answers. The server has a model `a` at a provider `at-a`.
 
-Arguments: the base URL, an admin key, and a folder for what schemathesis writes.
+Arguments: the base URL, an admin key, a folder for what schemathesis writes, a file of requests to
+`/v1/chat/completions` that `a` has, and a batch of it that has ended and of which some requests failed.
 """
 
 import itertools
@@ -11,7 +12,7 @@ import sys
 import schemathesis
 from schemathesis.cli import schemathesis as command
 
-base_url, key, folder = sys.argv[1:4]
+base_url, key, folder, batch_file, batch = sys.argv[1:6]
 os.chdir(folder)
 
 # Longer than this nothing is waited for: `wait` goes up to 60 s.
@@ -42,6 +43,23 @@ def before_load_schema(context, raw_schema):
     # Which addresses can be told of anything is for the server to say. Nobody listens at this one.
     for name in ["CreateWebhookEndpoint", "UpdateWebhookEndpoint"]:
         schemas[name]["properties"]["url"] = {"type": "string", "enum": ["http://127.0.0.1:9/"]}
+    # A batch needs a file that is there, and what it runs on is named in one way. Its file is of one endpoint.
+    fields = schemas["CreateBatch"]["properties"]
+    del fields["model"]
+    fields["input_file_id"] = {"type": "string", "enum": [batch_file]}
+    fields["endpoint"] = {"type": "string", "enum": ["/v1/chat/completions"]}
+    for names in fields["target_model_names"]["oneOf"]:
+        names |= {"items": model} if names["type"] == "array" else model if names["type"] == "string" else {}
+    for name in ["ImportBatch", "RetryBatch"]:
+        schemas[name]["properties"]["model"] = model
+    for path, item in paths.items():
+        if path.startswith("/v1/batches/{id}"):
+            for operation in item.values():
+                operation["parameters"][0]["schema"] = {"type": "string", "enum": [batch]}
+    # Another model than those of the batch is refused.
+    for parameter in paths["/v1/batches/{id}/results"]["get"]["parameters"]:
+        if parameter.get("name") == "model":
+            parameter["schema"] = model
     for action in ["pause", "resume"]:
         parameters = paths[f"/v1/admin/providers/{{name}}/{action}"]["post"]["parameters"]
         parameters[0]["schema"] = {"type": "string", "enum": ["at-a"]}

@@ -199,7 +199,7 @@ impl PartialSchema for CreateBatch {
                         "seconds": {"type": "integer", "minimum": SHORTEST_LIFE, "maximum": LONGEST_LIFE},
                     },
                 },
-                "model": text("One model that the file was sent to. Without it and `target_model_names`: all of them."),
+                "model": text("One model that the file was sent to, in place of `target_model_names`. Without either: all of them."),
                 "target_model_names": {
                     "description": "Several of them, in a list or separated by commas.",
                     "oneOf": [

@@ -278,7 +278,8 @@ impl Run {
     fn note(&self) -> Option<String> {
         let blocked = self.blocked_by.as_deref().map(|reason| match reason {
             "upload" => "waits for its file to be at the provider".to_owned(),
-            "outcome" => "waits for certainty about a create whose answer was lost".to_owned(),
+            // Also while a create is under way.
+            "outcome" => "not certain yet whether its provider has it".to_owned(),
             reason => waiting(reason, self.retry_at),
         });
         let error = self.error.as_ref().and_then(LastError::text);
