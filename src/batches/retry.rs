@@ -67,11 +67,19 @@ pub async fn prepare(
     }
     let runs = chosen(&view.runs, model)?;
     let input = input(app.db.read(), batch).await?;
-    let mut answered = Vec::with_capacity(runs.len());
+    let (mut answered, mut names) = (Vec::with_capacity(runs.len()), Vec::new());
     for run in &runs {
-        answered.push(succeeded(app.db.scan(), run.id).await?);
+        let all = succeeded(app.db.scan(), run.id).await?;
+        let lacks_some = input.lines.is_none_or(|lines| all.len() < lines.unsigned_abs() as usize);
+        // One that lacks nothing is left alone, if it was not asked for.
+        if lacks_some || runs.len() == 1 {
+            answered.push(all);
+            names.push(run.model.clone());
+        }
     }
-    let mut names: Vec<String> = runs.iter().map(|run| run.model.clone()).collect();
+    if answered.is_empty() {
+        return Err(nothing_to_retry());
+    }
     names.dedup();
     let destinations = app.destinations(&names)?;
     let may_differ = model.is_some();
@@ -125,6 +133,11 @@ async fn discard(app: &App, key: &str) {
 
 fn conflict(code: &'static str, message: String) -> Error {
     Error::Conflict { code, message, retry_after: None }
+}
+
+fn nothing_to_retry() -> Error {
+    let message = "every request of the batch has succeeded: there is nothing to retry".to_owned();
+    conflict("nothing_to_retry", message)
 }
 
 fn chosen<'r>(runs: &'r [Run], model: Option<&str>) -> Result<Vec<&'r Run>, Error> {
@@ -267,8 +280,7 @@ async fn write_rest(
         writer.write(text.into()).await?;
     }
     if kept.lines == 0 {
-        let message = "every request of the batch has succeeded: there is nothing to retry";
-        return Err(conflict("nothing_to_retry", message.to_owned()));
+        return Err(nothing_to_retry());
     }
     writer.finish().await?;
     let sha256 = data_encoding::HEXLOWER.encode(&sha256.finalize());

@@ -543,6 +543,26 @@ async fn where_models_lack_different_requests_one_must_be_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_is_for_the_models_that_lack_something() {
+    let env = Env::with(options(Kind::Sqlite)).await;
+    let failing =
+        BatchSettings { failing: [("r-1".to_owned(), 500)].into(), ..BatchSettings::default() };
+    configure(&env, "a", failing);
+    configure(&env, "b", BatchSettings::default());
+    let batch = env.client.batch_ended(&created(&env, &["a", "b"], 3).await).await;
+    configure(&env, "a", BatchSettings::default());
+    let (code, new) = retried(&env, &batch, json!({})).await;
+    assert_eq!(code, 200, "{new}");
+    let new = env.client.batch_ended(&new).await;
+    assert_eq!(custom_ids(&results(&env, &new, "").await), ["r-1"]);
+    assert_eq!((&new["runs"][0]["model"], new["runs"].as_array().unwrap().len()), (&json!("a"), 1));
+    let (code, error) = retried(&env, &batch, json!({"model": "b"})).await;
+    assert_eq!((code, &error["error"]["code"]), (409, &json!("nothing_to_retry")), "{error}");
+    let (code, error) = retried(&env, &new, json!({})).await;
+    assert_eq!((code, &error["error"]["code"]), (409, &json!("nothing_to_retry")), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unfinished_ingestion_is_no_orphan() {
     let mut env = Env::with(options(Kind::Sqlite)).await;
     configure(&env, "a", BatchSettings::default());
