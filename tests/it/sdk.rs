@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use longshore::sandbox::BatchState;
 use longshore::sandbox::FaultRule;
 use longshore::sandbox::Operation;
 use sea_orm::ConnectionTrait as _;
@@ -17,6 +18,7 @@ use crate::support::ALICE_KEY;
 use crate::support::BOB_KEY;
 use crate::support::Env;
 use crate::support::Options;
+use crate::support::batches::WATCHFUL;
 use crate::support::database::Kind;
 use crate::support::eventually;
 use crate::support::script;
@@ -48,9 +50,29 @@ async fn the_node_sdk_works_unmodified() {
     passes("files.mjs", &[&env.client.base, ALICE_KEY, BOB_KEY]).await;
 }
 
+/// Where the model `a` fails one request, and `c` holds its batches.
+async fn with_batches() -> Env {
+    let env = Env::with(Options { extra: WATCHFUL.to_owned(), ..Options::default() }).await;
+    env.treat_batches("a", |batches| batches.failing = [("r-1".to_owned(), 400)].into());
+    env.treat_batches("c", |batches| batches.hold_at = Some(BatchState::InProgress));
+    env
+}
+
+#[tokio::test]
+async fn the_python_sdk_runs_batches_unmodified() {
+    let env = with_batches().await;
+    passes("batches.py", &[&env.client.base, ALICE_KEY, BOB_KEY]).await;
+}
+
+#[tokio::test]
+async fn the_node_sdk_runs_batches_unmodified() {
+    let env = with_batches().await;
+    passes("batches.mjs", &[&env.client.base, ALICE_KEY, BOB_KEY]).await;
+}
+
 #[tokio::test]
 async fn the_sdks_manage_webhooks_and_take_what_is_delivered() {
-    let extra = "[webhooks]\nallow_private_addresses = true\n".to_owned();
+    let extra = format!("{WATCHFUL}[webhooks]\nallow_private_addresses = true\n");
     let env = Env::with(Options { extra, ..Options::default() }).await;
     passes("webhooks.py", &[&env.client.base, ALICE_KEY, BOB_KEY]).await;
     passes("webhooks.mjs", &[&env.client.base, ALICE_KEY]).await;
@@ -60,28 +82,46 @@ async fn the_sdks_manage_webhooks_and_take_what_is_delivered() {
 async fn an_sdk_that_lost_the_answer_repeats_the_upload_and_gets_it() {
     for name in ["lost.py", "lost.mjs"] {
         let env = Env::with(Options::on(Kind::Postgres)).await;
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let base = format!("http://{}", listener.local_addr().unwrap());
-        let arguments = [base.as_str(), ALICE_KEY];
-        tokio::join!(passes(name, &arguments), lose_the_first_answer(&env, listener));
-        assert_eq!(env.database.count("SELECT COUNT(*) FROM files").await, 1, "{name}");
+        repeats_and_makes_one(&env, name, "files", &[]).await;
     }
 }
 
+#[tokio::test]
+async fn an_sdk_that_lost_the_answer_repeats_the_create_of_a_batch_and_makes_no_second() {
+    for name in ["lost.py", "lost.mjs"] {
+        let env = Env::with(Options::on(Kind::Postgres)).await;
+        let file = env.client.upload_requests(&["a"], 1).await;
+        env.client.settled(file["id"].as_str().unwrap()).await;
+        repeats_and_makes_one(&env, name, "batches", &[file["id"].as_str().unwrap()]).await;
+        env.has_batches("a", 1).await;
+    }
+}
+
+/// Loses the first answer to a script that makes a row of a table, and looks that it made one.
+async fn repeats_and_makes_one(env: &Env, name: &str, table: &str, more: &[&str]) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let arguments = [&[base.as_str(), ALICE_KEY], more].concat();
+    tokio::join!(passes(name, &arguments), lose_the_first_answer(env, listener, table));
+    let count = format!("SELECT COUNT(*) FROM {table}");
+    assert_eq!(env.database.count(&count).await, 1, "{name}");
+}
+
 /// Stands between an SDK and the server for two connections. The first it cuts off when the whole request has
-/// arrived and nothing is answered yet; the second may pass once the first has made its file.
-async fn lose_the_first_answer(env: &Env, listener: TcpListener) {
+/// arrived and nothing is answered yet; the second may pass once the first has made its row of `table`.
+async fn lose_the_first_answer(env: &Env, listener: TcpListener, table: &str) {
     // The commit has to wait for this lock, so the connection can be gone before there is an answer.
     let own = sea_orm::Database::connect(&env.database.url).await.unwrap();
     let lock = own.begin().await.unwrap();
-    lock.execute_unprepared("LOCK TABLE files IN EXCLUSIVE MODE").await.unwrap();
+    lock.execute_unprepared(&format!("LOCK TABLE {table} IN EXCLUSIVE MODE")).await.unwrap();
     let (mut sdk, _) = listener.accept().await.unwrap();
     let mut server = env.client.connect().await;
     let committing = async {
-        let waiting =
-            "SELECT COUNT(*) FROM pg_locks WHERE NOT granted AND relation = 'files'::regclass";
+        let waiting = format!(
+            "SELECT COUNT(*) FROM pg_locks WHERE NOT granted AND relation = '{table}'::regclass"
+        );
         eventually(Duration::from_secs(10), async || {
-            (env.database.count(waiting).await == 1).then_some(())
+            (env.database.count(&waiting).await > 0).then_some(())
         })
         .await;
     };
@@ -92,8 +132,9 @@ async fn lose_the_first_answer(env: &Env, listener: TcpListener) {
     drop((sdk, server));
     lock.commit().await.unwrap();
     let (mut sdk, _) = listener.accept().await.unwrap();
+    let count = format!("SELECT COUNT(*) FROM {table}");
     eventually(Duration::from_secs(10), async || {
-        (env.database.count("SELECT COUNT(*) FROM files").await == 1).then_some(())
+        (env.database.count(&count).await == 1).then_some(())
     })
     .await;
     let mut server = env.client.connect().await;

@@ -50,6 +50,20 @@ const { InvalidWebhookSignatureError } = OpenAI;
 await assert.rejects(client.webhooks.unwrap(body + " ", headers, hook.signing_secret), InvalidWebhookSignatureError);
 await assert.rejects(client.webhooks.unwrap(body, headers, "whsec_AAAA"), InvalidWebhookSignatureError);
 
+await client.post(`/webhook_endpoints/${hook.id}`, { body: { event_types: ["batch.completed"] } });
+const line = '{"custom_id": "r", "method": "POST", "url": "/v1/responses", "body": {"input": "?"}}\n';
+const source = await client.files.create({
+  file: new File([line], "in.jsonl"),
+  purpose: "batch",
+  target_model_names: "a",
+});
+const over = { endpoint: "/v1/responses", completion_window: "24h" };
+const batch = await client.batches.create({ input_file_id: source.id, ...over });
+const told = await next();
+const ended = await client.webhooks.unwrap(told.body, told.headers, hook.signing_secret);
+assert.deepEqual([ended.type, ended.data.id], ["batch.completed", batch.id]);
+assert.equal((await client.batches.retrieve(ended.data.id)).request_counts.completed, 1);
+
 const test = await client.post(`/webhook_endpoints/${hook.id}/test`, { body: { event_type: "batch.expired" } });
 assert.deepEqual([test.success, test.status_code], [true, 200]);
 const sample = await next();

@@ -89,6 +89,16 @@ for wrong_body, secret in [(body + b" ", hook.signing_secret), (body, "whsec_AAA
     except openai.InvalidWebhookSignatureError:
         pass
 
+# Of a batch, as OpenAI itself tells it.
+client.webhooks.update(hook.id, event_types=["batch.completed", "file.deleted"])
+line = b'{"custom_id": "r", "method": "POST", "url": "/v1/responses", "body": {"input": "?"}}\n'
+source = client.files.create(file=("in.jsonl", line), purpose="batch", extra_body=named)
+batch = client.batches.create(input_file_id=source.id, endpoint="/v1/responses", completion_window="24h")
+event, body, headers = unwrap(hook.signing_secret, "batch.completed")
+assert isinstance(event, openai.types.webhooks.BatchCompletedWebhookEvent) and event.data.id == batch.id, event
+batch = client.batches.retrieve(event.data.id)
+assert batch.status == "completed" and b"Answer to r" in client.files.content(batch.output_file_id).content, batch
+
 rotated = client.webhooks.rotate_secret(hook.id, keep_old_secret_active_for_24_hours=True)
 assert rotated.id == hook.id and rotated.signing_secret != hook.signing_secret
 client.files.delete(file.id)
