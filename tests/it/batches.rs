@@ -281,6 +281,26 @@ async fn what_ends_while_nothing_of_ours_runs_is_fetched_afterwards() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_dies_in_a_look_leaves_the_batch_to_the_next() {
+    for kind in [Kind::Sqlite, Kind::Postgres] {
+        let mut env = Env::with(watchful(kind)).await;
+        let hold = Fault::Hold { hold_before: false };
+        env.spoil_as("a", FaultRule::new(Operation::GetBatch, hold));
+        let file = env.client.upload_requests(&["a"], 2).await;
+        let batch = env.client.batch_on(&file).await;
+        env.held("a", 1).await;
+        env.server.kill();
+        env.sandbox.release("a");
+        env.restart();
+        let batch = env.client.batch_ended(&batch).await;
+        assert_eq!(
+            (&batch["status"], &batch["request_counts"]["completed"]),
+            (&json!("completed"), &json!(2))
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_page_of_the_list_serves_many_batches() {
     let env = Env::with(watchful(Kind::Sqlite)).await;
     env.treat_batches("a", |batches| batches.hold_at = Some(BatchState::InProgress));
