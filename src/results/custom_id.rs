@@ -11,7 +11,7 @@ const LONGEST: usize = 512;
 const BEGINNING: usize = 400;
 
 /// Half of the SHA-256 of a `custom_id` as it is stored: nobody finds two with the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(u128);
 
 impl Digest {

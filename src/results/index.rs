@@ -28,27 +28,55 @@ pub struct Indexed {
     pub usage: Option<Usage>,
 }
 
-/// The requests of a run, by the digests of their `custom_id`s as they are stored: those of its input, and those with a result.
+/// The requests of a run, by the digests of their `custom_id`s as they are stored: those of its input, and those with
+/// a result. Of a million requests that is 16 MB where the input is known.
 #[derive(Clone, Debug, Default)]
 pub struct Ids {
-    /// None where the input is not known.
-    asked: Option<HashSet<Digest>>,
+    asked: Option<Asked>,
+    /// Where it is not known what was asked.
     answered: HashSet<Digest>,
 }
 
+#[derive(Clone, Debug, Default)]
+struct Asked {
+    /// In their order, once all are here.
+    digests: Vec<Digest>,
+    is_sorted: bool,
+    /// Whether each has a result.
+    answered: Vec<bool>,
+}
+
 impl Ids {
-    /// Notes a request of the input.
+    /// Notes a request of the input. All of them come before the first result.
     pub fn ask(&mut self, custom_id: &str) {
-        self.asked.get_or_insert_default().insert(Digest::of(custom_id));
+        let asked = self.asked.get_or_insert_default();
+        asked.digests.push(Digest::of(custom_id));
+        asked.is_sorted = false;
     }
 
     /// Notes a result, and tells what is wrong with it.
     pub fn answer(&mut self, custom_id: &str) -> Option<Problem> {
         let digest = Digest::of(custom_id);
-        if self.asked.as_ref().is_some_and(|asked| !asked.contains(&digest)) {
-            return Some(Problem::Stranger);
+        let Some(asked) = &mut self.asked else {
+            return (!self.answered.insert(digest)).then_some(Problem::Duplicate);
+        };
+        match asked.answered(digest) {
+            None => Some(Problem::Stranger),
+            Some(answered) => std::mem::replace(answered, true).then_some(Problem::Duplicate),
         }
-        (!self.answered.insert(digest)).then_some(Problem::Duplicate)
+    }
+}
+
+impl Asked {
+    fn answered(&mut self, digest: Digest) -> Option<&mut bool> {
+        if !self.is_sorted {
+            self.digests.sort_unstable();
+            self.digests.dedup();
+            self.answered = vec![false; self.digests.len()];
+            self.is_sorted = true;
+        }
+        let place = self.digests.binary_search(&digest).ok()?;
+        self.answered.get_mut(place)
     }
 }
 
