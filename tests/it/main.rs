@@ -1,6 +1,7 @@
 //! The real binary against the built-in providers, on SQLite and on PostgreSQL.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod batch_commands;
 mod batches;
 mod border;
 mod cancellations;

@@ -196,6 +196,7 @@ async fn every_path_refuses_another_owners_ids_and_no_list_shows_them() {
             // Not even as a place in a list.
             assert_eq!(list(&format!("/v1/files?after={id}")).await.0, 400);
             assert_eq!(list(&format!("/v1/jobs?after={job}")).await.0, 400);
+            assert_eq!(list(&format!("/v1/batches?after={batch}")).await.0, 400);
         }
         assert_eq!(env.client.file(id).await, file);
     }

@@ -5,8 +5,11 @@ use std::time::Duration;
 use longshore::sandbox::Fault;
 use longshore::sandbox::FaultRule;
 use longshore::sandbox::Operation;
+use longshore::sandbox::Settings;
+use longshore::sandbox::Webhook;
 use reqwest::Method;
 use sea_orm::ConnectionTrait as _;
+use serde_json::Value;
 use serde_json::json;
 
 use crate::support::ADMIN_KEY;
@@ -21,7 +24,11 @@ use crate::support::Process;
 use crate::support::Receiver;
 use crate::support::Reply;
 use crate::support::answer;
+use crate::support::batches::WATCHFUL;
 use crate::support::eventually;
+
+/// What a provider signs with.
+const PROVIDERS_SECRET: &str = "cHJvdmlkZXJzLXNlY3JldC1jYW5hcnktNmYxMQ==";
 
 /// The keys that must not be seen: as they are, and as the digits of their bytes.
 struct Keys(Vec<String>);
@@ -85,9 +92,40 @@ async fn values(env: &Env) -> Vec<(String, String)> {
     found
 }
 
+fn id(thing: &Value) -> &str {
+    thing["id"].as_str().unwrap()
+}
+
+/// A batch whose create its provider refuses.
+async fn batch_that_is_refused(env: &Env, refusal: Value) -> Value {
+    let rule = FaultRule::new(Operation::CreateBatch, Fault::status(400, refusal));
+    env.sandbox.add_fault("c", rule).unwrap();
+    let batch = env.client.batch_on(&env.client.upload_requests(&["c"], 1).await).await;
+    let batch = env.client.batch_ended(&batch).await;
+    assert_eq!(batch["status"], "failed", "{batch}");
+    batch
+}
+
+/// A batch whose end its provider tells.
+async fn batch_that_is_told_of(env: &Env) -> Value {
+    let webhook = Webhook {
+        url: format!("{}/v1/provider_events/at-c", env.client.base),
+        secret: format!("whsec_{PROVIDERS_SECRET}"),
+    };
+    let settings = env.sandbox.settings("c");
+    env.sandbox.configure("c", Settings { webhook: Some(webhook), ..settings });
+    let batch = env.client.batch_on(&env.client.upload_requests(&["c"], 1).await).await;
+    eventually(Duration::from_secs(30), async || {
+        (env.sandbox.stats("c").events_taken == 1).then_some(())
+    })
+    .await;
+    env.client.batch_ended(&batch).await
+}
+
 async fn all_is_clean(kind: Kind) {
-    let extra = "[webhooks]\nallow_private_addresses = true\n".to_owned();
-    let env = Env::with(Options { log: "trace", extra, ..Options::on(kind) }).await;
+    let extra = format!("{WATCHFUL}[webhooks]\nallow_private_addresses = true\n");
+    let provider = format!("webhook_secret = \"whsec_{PROVIDERS_SECRET}\"\n");
+    let env = Env::with(Options { log: "trace", extra, provider, ..Options::on(kind) }).await;
     let (admin, bob) = (env.as_key(ADMIN_KEY), env.as_key(BOB_KEY));
     // A provider that repeats the key it was sent, in each of its refusals.
     let refusal = json!({"error": {"message": format!("Incorrect API key provided: {PROVIDER_KEY}."),
@@ -112,7 +150,7 @@ async fn all_is_clean(kind: Kind) {
     let (_, rotated) = env.client.post(&format!("{hook_path}/rotate_secret"), keep).await;
     secrets.push(rotated["signing_secret"].as_str().unwrap().to_owned());
     let bare = secrets.iter().map(|secret| secret.trim_start_matches("whsec_"));
-    let mut all = vec![ADMIN_KEY, ALICE_KEY, BOB_KEY, PROVIDER_KEY, &carol.key];
+    let mut all = vec![ADMIN_KEY, ALICE_KEY, BOB_KEY, PROVIDER_KEY, PROVIDERS_SECRET, &carol.key];
     all.extend(bare);
     if kind == Kind::Postgres {
         all.push(ENCRYPTION_KEY);
@@ -145,9 +183,26 @@ async fn all_is_clean(kind: Kind) {
         let request = client.raw_upload(form.end()).header(key.0, key.1);
         assert_eq!(request.send().await.unwrap().status(), 200);
     }
+    let batches = [batch_that_is_refused(&env, refusal).await, batch_that_is_told_of(&env).await];
+    for batch in &batches {
+        answers.push(batch.to_string());
+        answers.push(
+            env.client.get(&format!("/v1/batches/{}/results", id(batch))).await.1.to_string(),
+        );
+        answers.push(
+            env.client
+                .post(&format!("/v1/batches/{}/retry", id(batch)), json!({}))
+                .await
+                .1
+                .to_string(),
+        );
+    }
+    let forged = json!({"type": "batch.completed", "data": {"id": PROVIDER_KEY}});
+    answers.push(env.client.post("/v1/provider_events/at-a", forged).await.1.to_string());
     for path in [
         &path,
         "/v1/files",
+        "/v1/batches",
         "/v1/jobs",
         "/v1/models",
         "/v1/admin/keys",
@@ -187,6 +242,9 @@ async fn all_is_clean(kind: Kind) {
         "job_attempts.error",
         "lanes.credential",
         "webhook_endpoints.secret_hint",
+        "batches.errors",
+        "batch_runs.error",
+        "provider_events.event_id",
         "idempotency_keys.response",
     ] {
         assert!(rows.iter().any(|(column, _)| column == what), "the search found no `{what}`");
