@@ -1,5 +1,6 @@
 //! Secrets: no key appears anywhere but where it was configured.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use longshore::sandbox::Fault;
@@ -72,7 +73,7 @@ async fn values(env: &Env) -> Vec<(String, String)> {
              WHERE table_schema = 'public'"
         }
     };
-    let mut found = Vec::new();
+    let mut tables: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
     for row in env.database.query(columns).await {
         let text = |name: &str| row.try_get::<String>("", name).unwrap();
         let (table, column, kind) = (text("a"), text("b"), text("c"));
@@ -81,11 +82,18 @@ async fn values(env: &Env) -> Vec<(String, String)> {
             (Kind::Postgres, "bytea") => format!("encode(\"{column}\", 'escape')"),
             (Kind::Postgres, _) => format!("\"{column}\"::text"),
         };
-        let sql = format!("SELECT {value} FROM \"{table}\" WHERE \"{column}\" IS NOT NULL");
+        tables.entry(table).or_default().push((column, value));
+    }
+    let mut found = Vec::new();
+    for (table, columns) in tables {
+        let values: Vec<_> = columns.iter().map(|(_, value)| value.as_str()).collect();
+        let sql = format!("SELECT {} FROM \"{table}\"", values.join(", "));
         for row in env.database.query(&sql).await {
-            // Bytes that are no text hold no key either: those are looked for in the files.
-            if let Ok(value) = row.try_get_by_index::<String>(0) {
-                found.push((format!("{table}.{column}"), value));
+            for (at, (column, _)) in columns.iter().enumerate() {
+                // Bytes that are no text hold no key either: those are looked for in the files.
+                if let Ok(Some(value)) = row.try_get_by_index::<Option<String>>(at) {
+                    found.push((format!("{table}.{column}"), value));
+                }
             }
         }
     }
