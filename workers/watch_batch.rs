@@ -129,7 +129,7 @@ impl Look<'_> {
         match self.account.driver.batch(&ProviderBatchId(id)).await {
             Ok(batch) => self.see(vec![batch]).await.map(|_| ()),
             Err(error) if error.kind == ErrorKind::NotFound => {
-                self.write(vec![Seen::Missing(run)]).await
+                self.write(vec![Seen { run, batch: None }]).await
             }
             Err(error) if is_of_the_provider(&error) => Err(Conclusion::of_error(&error)),
             // Something about this batch alone: the others are looked at all the same.
@@ -160,14 +160,14 @@ impl Look<'_> {
             if observation::looks_alike(&run, &batch) {
                 alike.push((run.id, self.rhythm().after(run.looks_alike.saturating_add(1))));
             } else {
-                changed.push(Seen::Batch(run, batch));
+                changed.push(Seen { run, batch: Some(batch) });
             }
         }
         if !alike.is_empty() {
             self.look_later(&alike).await?;
         }
         // In one order for all who hold several batches.
-        changed.sort_by_key(|seen| seen.run().batch_id);
+        changed.sort_by_key(|seen| seen.run.batch_id);
         while !changed.is_empty() {
             let rest = changed.split_off(changed.len().min(CHUNK));
             self.write(std::mem::replace(&mut changed, rest)).await?;
@@ -213,14 +213,12 @@ impl Look<'_> {
                     if !leases::advance(tx, &fence).await? {
                         return Ok(false);
                     }
-                    for seen in seen.iter() {
-                        match seen {
-                            Seen::Batch(run, batch) => {
+                    for Seen { run, batch } in seen.iter() {
+                        match batch {
+                            Some(batch) => {
                                 observation::observe(tx, now, run, batch, &rhythm).await?;
                             }
-                            Seen::Missing(run) => {
-                                observation::missed(tx, now, run, &rhythm).await?
-                            }
+                            None => observation::missed(tx, now, run, &rhythm).await?,
                         }
                     }
                     Ok(true)
@@ -233,18 +231,10 @@ impl Look<'_> {
     }
 }
 
-enum Seen {
-    Batch(Run, RemoteBatch),
-    /// The provider does not know it.
-    Missing(Run),
-}
-
-impl Seen {
-    fn run(&self) -> &Run {
-        match self {
-            Self::Batch(run, _) | Self::Missing(run) => run,
-        }
-    }
+/// A run, and what its provider shows; nothing where it does not know the batch.
+struct Seen {
+    run: Run,
+    batch: Option<RemoteBatch>,
 }
 
 fn is_ours(written: Result<bool, DbErr>) -> Result<(), Conclusion> {

@@ -31,7 +31,7 @@ pub async fn cancel(tx: &impl ConnectionTrait, now: Timestamp, id: BatchId) -> R
     store::lock(tx, id).await?;
     store::request_cancel(tx, now, id).await?;
     let batch = store::find_by_id(tx, id).await?;
-    if !batch.is_some_and(|batch| batch.ended_at.is_none()) {
+    if batch.is_none_or(|batch| batch.ended_at.is_some()) {
         return Ok(false);
     }
     for run in runs::store::of_batches(tx, &[id]).await? {

@@ -55,7 +55,7 @@ pub async fn create(
     // The lock comes first: a copy that becomes ready meanwhile must see the run that waits for it.
     files::store::lock(tx, wanted.file_id).await?;
     let file = files::store::find_by_id(tx, wanted.file_id).await?;
-    if !file.is_some_and(|view| view.file.deleted_at.is_none()) {
+    if file.is_none_or(|view| view.file.deleted_at.is_some()) {
         return Err(Error::no_such("file", "input_file_id", &new.input_file));
     }
     let targets = choose(mappings::store::targets(tx, wanted.file_id).await?, wanted)?;

@@ -82,7 +82,7 @@ async fn the_sdks_manage_webhooks_and_take_what_is_delivered() {
 async fn an_sdk_that_lost_the_answer_repeats_the_upload_and_gets_it() {
     for name in ["lost.py", "lost.mjs"] {
         let env = Env::with(Options::on(Kind::Postgres)).await;
-        repeats_and_makes_one(&env, name, "files", &[]).await;
+        Box::pin(repeats_and_makes_one(&env, name, "files", &[])).await;
     }
 }
 
@@ -92,7 +92,8 @@ async fn an_sdk_that_lost_the_answer_repeats_the_create_of_a_batch_and_makes_no_
         let env = Env::with(Options::on(Kind::Postgres)).await;
         let file = env.client.upload_requests(&["a"], 1).await;
         env.client.settled(file["id"].as_str().unwrap()).await;
-        repeats_and_makes_one(&env, name, "batches", &[file["id"].as_str().unwrap()]).await;
+        let file = file["id"].as_str().unwrap();
+        Box::pin(repeats_and_makes_one(&env, name, "batches", &[file])).await;
         env.has_batches("a", 1).await;
     }
 }
