@@ -70,7 +70,8 @@ async fn a_file_on_disk_becomes_a_batch_and_its_results_are_shown() {
     assert_eq!(rows(&["--failed"]), ["r-1 a failed"]);
     assert_eq!(rows(&["--custom-id", "r-1"]), ["r-1 a failed", "r-1 b succeeded"]);
     assert_eq!(rows(&["--model", "b", "--custom-id", "r-0"]), ["r-0 b succeeded"]);
-    assert_eq!(rows(&["--custom-id", "nobody"]), [""; 0]);
+    let none = batches(&env, &["results", id, "--custom-id", "nobody"]);
+    assert_eq!((none.code, none.output.as_str(), none.log.trim()), (0, "", "no results"));
     let lines = batches(&env, &["--json", "results", id, "--model", "a"]);
     let lines: Vec<Value> =
         lines.output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -71,6 +71,10 @@ pub async fn run(client: &Client, output: &mut Output, args: ResultsArgs) -> any
             headings = &[];
         }
         if !page.has_more {
+            // Nothing at all would look as if something had gone wrong.
+            if headings == HEADINGS && !output.json {
+                output.progress.note("no results");
+            }
             return Ok(());
         }
         anyhow::ensure!(
