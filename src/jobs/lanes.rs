@@ -125,12 +125,18 @@ impl LaneState {
         Admission { slots, is_probe, again_at, tokens }
     }
 
-    /// The budget after one call more, and how long that call has to wait: it is taken in any case, so that whoever
-    /// asks first goes first.
-    fn spend(&self, per_minute: u32) -> (f64, Duration) {
-        let tokens = self.refilled(per_minute) - 1.0;
-        let missing = (-tokens).max(0.0) / refill_per_ms(per_minute);
-        (tokens, Duration::from_millis(missing.ceil() as u64))
+    /// The budget after one call more that no claim has paid for, and how long that call has to wait. `Err` says when to
+    /// ask again: half of the budget is left to claims, unless the call `is_overdue`. Then it is paid for in any case.
+    fn spend(&self, per_minute: u32, is_overdue: bool) -> Result<(f64, Duration), Duration> {
+        let rate = refill_per_ms(per_minute);
+        let time = |tokens: f64| Duration::from_millis((tokens.max(0.0) / rate).ceil() as u64);
+        let left = self.refilled(per_minute) - 1.0;
+        let reserved = (burst(per_minute) / 2.0).floor();
+        if left >= reserved || is_overdue {
+            Ok((left, time(-left)))
+        } else {
+            Err(time(reserved - left))
+        }
     }
 
     fn refilled(&self, per_minute: u32) -> f64 {
@@ -155,11 +161,19 @@ fn refill_per_ms(per_minute: u32) -> f64 {
     (f64::from(per_minute) - burst(per_minute)).max(f64::from(per_minute) / 2.0) / 60_000.0
 }
 
+/// How long a call that no claim has paid for leaves the budget to claims: so that it gets one call of four where they
+/// would take all.
+pub fn patience(per_minute: u32) -> Duration {
+    Duration::from_millis((4.0 / refill_per_ms(per_minute)).ceil() as u64)
+}
+
 /// Whether a call may be made that no claim has paid for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leave {
     /// After this wait. It is paid for.
     In(Duration),
+    /// Not yet: what is left is for claims. It is to be asked for again after this.
+    AskIn(Duration),
     /// Not while the lane stands still, which is for so long.
     NotFor(Duration),
 }
@@ -332,6 +346,23 @@ mod tests {
                     starts.iter().filter(|(at, _)| (*begin..begin + 60_000).contains(at)).map(|(_, n)| n).sum();
                 prop_assert!(in_minute <= per_minute.max(2) as usize, "{} of {}", in_minute, per_minute);
             }
+        }
+
+        #[test]
+        fn calls_that_no_claim_pays_for_leave_it_half_of_the_budget(per_minute in 20u32..5000) {
+            let mut state = lane();
+            for _ in 0..1000 {
+                match state.spend(per_minute, false) {
+                    Ok((tokens, wait)) => {
+                        prop_assert!(wait.is_zero());
+                        state = LaneState { tokens: Some(tokens), refilled_at: Some(state.now), ..state };
+                    }
+                    Err(again) => state.now = state.now.after(again),
+                }
+            }
+            let limits = Limits { max_concurrency: 1000, requests_per_minute: Some(per_minute) };
+            prop_assert!(state.admit(&limits, 1).slots == 1, "{:?}", state.tokens);
+            prop_assert!(state.spend(per_minute, true).is_ok());
         }
 
         #[test]

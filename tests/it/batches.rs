@@ -328,6 +328,32 @@ async fn one_page_of_the_list_serves_many_batches() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_upload_waits_behind_looks_that_use_up_the_rate_budget() {
+    let provider = "requests_per_minute = 120".to_owned();
+    let env = Env::with(Options { provider, ..watchful(Kind::Sqlite) }).await;
+    env.treat_batches("a", |batches| batches.hold_at = Some(BatchState::InProgress));
+    // Not by the API, whose submissions would take their time with so little.
+    for number in 0..8 {
+        let there = env.sandbox.plant_batch("a", PlantedBatch::over("file-none"));
+        let body = json!({"model": "a", "provider_batch_id": there.id});
+        let (status, batch) = env.client.post("/v1/batches/import", body).await;
+        assert_eq!(status, 200, "{number}: {batch}");
+    }
+    let looks =
+        |env: &Env| env.calls("a", Operation::GetBatch) + env.calls("a", Operation::ListBatches);
+    eventually(PATIENCE, async || (looks(&env) > 12).then_some(())).await;
+    for _ in 0..3 {
+        let begun = std::time::Instant::now();
+        let file = env.client.upload(&["a"]).await;
+        env.client.settled(file["id"].as_str().unwrap()).await;
+        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    }
+    // And looks go on all the same.
+    let before = looks(&env);
+    eventually(PATIENCE, async || (looks(&env) > before).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_provider_that_is_away_and_a_batch_that_cannot_be_read_hold_up_no_other() {
     let env = Env::with(watchful(Kind::Sqlite)).await;
     for account in ["a", "b"] {

@@ -262,12 +262,16 @@ pub async fn spend(
     tx: &impl ConnectionTrait,
     lane: &Lane,
     per_minute: u32,
+    is_overdue: bool,
 ) -> Result<Leave, DbErr> {
     let state = enter(tx, lane).await?;
     if let Some(pause) = state.pause.filter(|_| state.is_paused()) {
         return Ok(Leave::NotFor(pause.until.since(state.now)));
     }
-    let (tokens, wait) = state.spend(per_minute);
+    let (tokens, wait) = match state.spend(per_minute, is_overdue) {
+        Ok(spent) => spent,
+        Err(rest) => return Ok(Leave::AskIn(rest)),
+    };
     let sql = "UPDATE lanes SET tokens = $2, refilled_at = $3 WHERE name = $1";
     let values: [Value; 3] = [lane.0.clone().into(), tokens.into(), state.now.0.into()];
     tx.execute_raw(statement(tx, sql, values)).await?;
