@@ -114,6 +114,8 @@ impl Answer {
 #[derive(Debug)]
 pub(super) enum Pace {
     AtOnce,
+    /// At once, without an announced length.
+    Unannounced,
     /// This many bytes, and then the connection is closed. Less than the body has.
     Cut {
         left: usize,
@@ -139,7 +141,7 @@ impl Pace {
     }
 }
 
-/// An answer's body on its way out. Its announced length is always that of the whole.
+/// An answer's body on its way out. Its announced length, if there is one, is that of the whole.
 #[derive(Debug)]
 pub(super) struct AnswerBody {
     rest: Bytes,
@@ -159,7 +161,7 @@ impl Body for AnswerBody {
             return Poll::Ready(None);
         }
         let data = match &mut this.pace {
-            Pace::AtOnce => std::mem::take(&mut this.rest),
+            Pace::AtOnce | Pace::Unannounced => std::mem::take(&mut this.rest),
             Pace::Cut { left, .. } if *left > 0 => {
                 let data = this.rest.split_to(*left);
                 *left = 0;
@@ -186,6 +188,9 @@ impl Body for AnswerBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.rest.len() as u64)
+        match self.pace {
+            Pace::Unannounced => SizeHint::default(),
+            _ => SizeHint::with_exact(self.rest.len() as u64),
+        }
     }
 }

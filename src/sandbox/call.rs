@@ -123,6 +123,7 @@ async fn answer_instead(
         | Fault::AfterEffect { .. }
         | Fault::LostAnswer
         | Fault::CutAnswer { .. }
+        | Fault::ShortAnswer { .. }
         | Fault::Drip { .. }
         | Fault::Hold { .. } => Err(Closed),
     }
@@ -145,6 +146,11 @@ async fn spoil(
         Some(Fault::CutAnswer { after_bytes }) => {
             let pace = Pace::cut(*after_bytes, answer.body.len()).ok_or(Closed)?;
             Ok((answer, pace))
+        }
+        Some(Fault::ShortAnswer { bytes }) => {
+            let most = usize::try_from(*bytes).unwrap_or(usize::MAX);
+            let body = answer.body.slice(..answer.body.len().min(most));
+            Ok((Answer { body, ..answer }, Pace::Unannounced))
         }
         Some(Fault::Drip { interval_ms }) => {
             Ok((answer, Pace::drip(Duration::from_millis(*interval_ms))))

@@ -83,6 +83,9 @@ pub enum Fault {
     /// Executes the call and closes the connection within the answer's body. At least one byte is
     /// missing, and no more than `after_bytes` are sent.
     CutAnswer { after_bytes: u64 },
+    /// Executes the call and sends this many bytes of the answer's body as if they were all, without a length that
+    /// would tell.
+    ShortAnswer { bytes: u64 },
     /// Answers 200 with this body.
     Garbage {
         content_type: String,
@@ -123,6 +126,7 @@ impl Fault {
             Self::AfterEffect { .. }
             | Self::LostAnswer
             | Self::CutAnswer { .. }
+            | Self::ShortAnswer { .. }
             | Self::Drip { .. }
             | Self::Hold { .. } => false,
         }
@@ -137,6 +141,7 @@ impl Fault {
             Self::LostAnswer => "lost_answer",
             Self::CutBody { .. } => "cut_body",
             Self::CutAnswer { .. } => "cut_answer",
+            Self::ShortAnswer { .. } => "short_answer",
             Self::Garbage { .. } => "garbage",
             Self::Hang { .. } => "hang",
             Self::Drip { .. } => "drip",
@@ -256,6 +261,7 @@ fn check(rule: &FaultRule) -> Result<(), InvalidFault> {
         | Fault::LostAnswer
         | Fault::CutBody { .. }
         | Fault::CutAnswer { .. }
+        | Fault::ShortAnswer { .. }
         | Fault::Hang { .. }
         | Fault::Drip { .. }
         | Fault::Hold { .. } => Ok(()),
@@ -343,6 +349,7 @@ mod tests {
             Fault::LostAnswer,
             Fault::CutBody { after_bytes: 1 },
             Fault::CutAnswer { after_bytes: 1 },
+            Fault::ShortAnswer { bytes: 1 },
             Fault::Garbage { content_type: String::new(), body: String::new(), executed: true },
             Fault::Hang { executed: true },
             Fault::Drip { interval_ms: 1 },

@@ -134,6 +134,12 @@ async fn an_answer_is_cut_after_so_many_bytes() {
         assert_eq!(body, sent);
     }
 
+    blue.fault(Operation::Content, Fault::ShortAnswer { bytes: 3 });
+    let answer = rest_of(blue.dial(request.as_bytes()).await).await;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(!head.contains("content-length"), "{head}");
+    assert_eq!(body, format!("3\r\n{}\r\n0\r\n\r\n", &LINE[..3]));
+
     blue.fault(Operation::Upload, Fault::CutAnswer { after_bytes: 20 });
     let response = blue.upload("b.jsonl", "batch", LINE).send().await.unwrap();
     assert!(response.bytes().await.is_err());
