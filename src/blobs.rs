@@ -5,6 +5,8 @@ mod folder;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -25,6 +27,8 @@ pub type ByteStream = BoxStream<'static, std::io::Result<Bytes>>;
 
 /// What is written to the store at once. Files up to this size go in one piece.
 const PART: usize = 1024 * 1024;
+/// How long less than that waits to be written, at the next bytes.
+const LONGEST_PENDING: Duration = Duration::from_secs(60);
 
 /// The name of an object in the store. Nobody else builds one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +48,9 @@ pub enum BlobKey {
 }
 
 impl BlobKey {
+    /// How the keys of uploads begin.
+    pub const UPLOADS: &'static str = "uploads/";
+
     pub fn path(&self) -> String {
         match self {
             Self::Upload { at, id } => in_folder_of_hour("uploads", *at, *id),
@@ -133,7 +140,7 @@ impl Blobs {
     /// Begins to write an object under a key that is new. Dropped before [`BlobWriter::finish`], it leaves nothing.
     pub fn writer(&self, key: &BlobKey) -> BlobWriter {
         let writer = folder::Writer::new(self.folder.join(key.path()), self.folders.clone());
-        BlobWriter { writer, pending: Vec::new(), pending_bytes: 0 }
+        BlobWriter { writer, pending: Vec::new(), pending_bytes: 0, written_at: Instant::now() }
     }
 
     /// Reads `range` of an object.
@@ -232,11 +239,13 @@ impl Blobs {
     }
 }
 
-/// An object that is being written. Memory holds one part of it at most.
+/// An object that is being written. Memory holds one part of it at most, and none for long: what nobody writes to for
+/// an hour is swept as an orphan.
 pub struct BlobWriter {
     writer: folder::Writer,
     pending: Vec<Bytes>,
     pending_bytes: usize,
+    written_at: Instant,
 }
 
 impl BlobWriter {
@@ -248,7 +257,8 @@ impl BlobWriter {
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), BlobError> {
         self.pending_bytes += bytes.len();
         self.pending.push(bytes);
-        if self.pending_bytes >= PART {
+        if self.pending_bytes >= PART || self.written_at.elapsed() >= LONGEST_PENDING {
+            self.written_at = Instant::now();
             self.pending_bytes = 0;
             self.writer.write(std::mem::take(&mut self.pending)).await?;
         }
