@@ -26,6 +26,7 @@ use crate::ids::FileId;
 use crate::ids::JobId;
 use crate::ids::managed::ManagedId;
 use crate::jobs;
+use crate::jobs::Failure;
 use crate::jobs::Lane;
 use crate::jobs::MergeBatch;
 use crate::jobs::NewJob;
@@ -37,6 +38,9 @@ use crate::runs::store::Run;
 
 /// What a batch may take to come about is bounded by time, not by a number of attempts.
 pub const MAX_ATTEMPTS: u32 = 1000;
+
+/// Why a batch does not end whose runs have.
+const MERGE_FAILED: &str = "merge_failed";
 
 /// A batch to be written.
 #[derive(Clone, Debug)]
@@ -117,7 +121,23 @@ pub async fn settle(tx: &impl ConnectionTrait, now: Timestamp, id: BatchId) -> R
     write(tx, now, &batch, &standing).await
 }
 
-/// The outputs of a batch's runs are one file now.
+/// Holds a batch whose runs' outputs are to become one file; none where it has ended, or a run goes on.
+///
+/// # Errors
+///
+/// What the database says.
+pub async fn begin_merge(
+    tx: &impl ConnectionTrait,
+    id: BatchId,
+) -> Result<Option<BatchView>, DbErr> {
+    store::lock(tx, id).await?;
+    let batch = store::find_by_id(tx, id).await?;
+    let Some(batch) = batch.filter(|batch| batch.ended_at.is_none()) else { return Ok(None) };
+    let view = view(tx, batch).await?;
+    Ok(Some(view).filter(|view| view.runs.iter().all(|run| run.ended_at.is_some())))
+}
+
+/// The outputs of the runs of a batch, which is held, are one file now.
 ///
 /// # Errors
 ///
@@ -125,19 +145,44 @@ pub async fn settle(tx: &impl ConnectionTrait, now: Timestamp, id: BatchId) -> R
 pub async fn merged(
     tx: &impl ConnectionTrait,
     now: Timestamp,
-    id: BatchId,
+    mut view: BatchView,
     output: Option<FileId>,
     error: Option<FileId>,
 ) -> Result<(), DbErr> {
-    store::lock(tx, id).await?;
-    let Some(batch) = store::find_by_id(tx, id).await? else { return Ok(()) };
-    if batch.ended_at.is_some() {
-        return Ok(());
+    let BatchView { batch, runs } = &mut view;
+    for run in runs.iter_mut().filter(|run| has_merge_failed(run)) {
+        runs::store::set_error(tx, run.id, None).await?;
+        if let Some(current) = runs::store::find(tx, run.id).await? {
+            *run = current;
+        }
     }
-    let runs = runs::store::of_batches(tx, &[id]).await?;
-    let standing = stand(&batch, &runs)?;
-    store::set_files(tx, id, output, error).await?;
-    write(tx, now, &batch, &standing).await
+    let standing = stand(batch, runs)?;
+    store::set_files(tx, batch.id, output, error).await?;
+    write(tx, now, batch, &standing).await
+}
+
+/// The outputs of a batch's runs do not become one file, unless the job is retried. What a run itself failed of is not
+/// written over.
+///
+/// # Errors
+///
+/// What the database says.
+pub async fn merge_failed(
+    tx: &impl ConnectionTrait,
+    id: BatchId,
+    failure: &Failure,
+) -> Result<(), DbErr> {
+    let failure = Failure { code: MERGE_FAILED.to_owned(), ..failure.clone() };
+    for run in runs::store::of_batches(tx, &[id]).await? {
+        if run.failure().is_none() {
+            runs::store::set_error(tx, run.id, Some(&failure)).await?;
+        }
+    }
+    Ok(())
+}
+
+fn has_merge_failed(run: &Run) -> bool {
+    run.failure().is_some_and(|failure| failure.code == MERGE_FAILED)
 }
 
 async fn write(

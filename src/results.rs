@@ -17,6 +17,7 @@ mod tally;
 pub use self::body::Presented;
 pub use self::body::present;
 pub use self::custom_id::Digest;
+pub use self::custom_id::Digests;
 pub use self::custom_id::stored;
 pub use self::id::ResultId;
 pub use self::index::Ids;

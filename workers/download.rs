@@ -1,6 +1,7 @@
 //! Fetches a file that a provider made into the blob store.
 
 use std::time::Duration;
+use std::time::Instant;
 
 use futures_util::StreamExt as _;
 use sha2::Digest as _;
@@ -15,20 +16,31 @@ use crate::blobs::BlobError;
 use crate::blobs::BlobKey;
 use crate::jobs::Failure;
 use crate::jobs::retry;
+use crate::jobs::retry::Verdict;
 use crate::providers::Content;
 use crate::providers::ErrorKind;
+use crate::providers::ProviderError;
 use crate::providers::ProviderFileId;
 use crate::results::store::Stored;
 
-/// How many times a provider's lag a file may be missing that the provider itself has named; at least this long.
-const LAGS: u32 = 60;
-const SHORTEST_PATIENCE: Duration = Duration::from_secs(1);
+/// What a provider has to bring for each second that is spent waiting for it, judged over this much waiting.
+const LEAST_PER_SECOND: u64 = 1024;
+const JUDGED_OVER: Duration = Duration::from_secs(60);
 
 /// What came of it.
 pub enum Download {
     Here(Stored),
-    /// The provider has named it, and does not have it.
-    Lost(Failure),
+    /// The provider has named it, and does not have it, or answers with something else: it may lag.
+    Missing(Failure),
+    /// The provider does not give it.
+    Refused(Failure),
+}
+
+/// A file that is to be fetched.
+pub struct Wanted {
+    pub id: ProviderFileId,
+    /// Nothing is to be expected in it, by what its provider says.
+    pub is_empty: bool,
 }
 
 /// How far an attempt is with the bytes that it moves: each is fetched, and read.
@@ -49,59 +61,75 @@ impl Moved {
     }
 }
 
-/// Fetches a file under a key that is new. `last` is what the attempt before came to.
+/// Fetches a file under a key that is new.
 pub async fn download(
     attempt: &Attempt,
     account: &Account,
-    id: &ProviderFileId,
-    last: Option<&Failure>,
+    wanted: &Wanted,
     moved: &mut Moved,
 ) -> Result<Download, Conclusion> {
+    let Wanted { id, is_empty } = wanted;
+    budget::spend(&attempt.app, account).await?;
+    let told = match account.driver.file(id).await {
+        // 0 while it is not known.
+        Ok(file) => Some(file.bytes).filter(|bytes| *bytes > 0),
+        // Its content may be given all the same.
+        Err(error) if error.kind == ErrorKind::Garbled => None,
+        Err(error) => match answered(&error)? {
+            missing @ Download::Missing(_) => return Ok(missing),
+            Download::Refused(_) | Download::Here(_) => None,
+        },
+    };
     budget::spend(&attempt.app, account).await?;
     let content = match account.driver.file_content(id, None).await {
         Ok(content) => content,
-        Err(error) if error.kind == ErrorKind::NotFound => {
-            let failure = retry::failure(&error);
-            if let Some(again) = wait(attempt, account, &failure, last) {
-                return Err(again);
-            }
-            let message = format!("the results are lost: {}", failure.message);
-            return Ok(Download::Lost(Failure { message, ..lost(&failure) }));
-        }
-        Err(error) => return Err(Conclusion::of_error(&error)),
+        Err(error) => return answered(&error),
     };
     let is_page = content.content_type.as_deref().is_some_and(|kind| kind.starts_with("text/html"));
     let stored = store(attempt, account, content, moved).await?;
-    if is_page || stored.bytes == 0 {
-        let what = if is_page { "a page" } else { "nothing" };
-        let message = format!("`{}` answered with {what} instead of `{id}`", account.settings.name);
-        let failure = Failure::transient("provider_garbled", message);
-        if let Some(again) = wait(attempt, account, &failure, last) {
-            discard(attempt, &stored).await;
-            return Err(again);
-        }
+    let bytes = stored.bytes.unsigned_abs();
+    let what = if is_page {
+        "a page".to_owned()
+    } else if bytes == 0 && !is_empty {
+        "nothing".to_owned()
+    } else if let Some(told) = told.filter(|told| *told != bytes) {
+        format!("{bytes} bytes instead of {told}")
+    } else {
+        return Ok(Download::Here(stored));
+    };
+    discard(attempt, &stored).await;
+    let message = format!("`{}` answered with {what} when asked for `{id}`", account.settings.name);
+    Ok(Download::Missing(Failure::transient("provider_garbled", message)))
+}
+
+/// What an error says of the file; it is returned where it says nothing.
+fn answered(error: &ProviderError) -> Result<Download, Conclusion> {
+    match (&error.kind, retry::judge(error)) {
+        (ErrorKind::NotFound, _) => Ok(Download::Missing(retry::failure(error))),
+        (_, Verdict::Permanent) => Ok(Download::Refused(retry::failure(error))),
+        _ => Err(Conclusion::of_error(error)),
     }
-    Ok(Download::Here(stored))
 }
 
-fn lost(failure: &Failure) -> Failure {
-    Failure { code: "output_lost".to_owned(), retryable: false, ..failure.clone() }
+/// How fast a provider sends.
+#[derive(Debug, Default)]
+struct Pace {
+    waited: Duration,
+    bytes: u64,
 }
 
-/// Another attempt, a little later, unless that was tried for long enough. After anything else it is tried anew.
-fn wait(
-    attempt: &Attempt,
-    account: &Account,
-    failure: &Failure,
-    last: Option<&Failure>,
-) -> Option<Conclusion> {
-    let lag = account.settings.list_lag;
-    // By the database's clock, as the lease is.
-    let tried = attempt.job.lease_until.since(attempt.job.started_at);
-    let patience = (lag * LAGS).max(SHORTEST_PATIENCE) + attempt.lease_length;
-    let failure = Failure { retryable: true, ..failure.clone() };
-    let is_new = last.is_none_or(|last| last.code != failure.code);
-    (is_new || tried < patience).then_some(Conclusion::Again { after: lag, failure: Some(failure) })
+impl Pace {
+    /// Counts what came after a wait. `false` when it was too slow for too long.
+    fn is_kept_with(&mut self, waited: Duration, bytes: u64) -> bool {
+        self.waited += waited;
+        self.bytes += bytes;
+        if self.waited < JUDGED_OVER {
+            return true;
+        }
+        let is_kept = self.bytes >= LEAST_PER_SECOND.saturating_mul(self.waited.as_secs());
+        *self = Self::default();
+        is_kept
+    }
 }
 
 async fn store(
@@ -116,12 +144,17 @@ async fn store(
     let mut writer = app.blobs.writer(&key);
     let (mut sha256, mut bytes) = (Sha256::new(), 0u64);
     moved.expect(content.bytes.unwrap_or(0).saturating_mul(2));
+    let (mut pace, mut asked_at) = (Pace::default(), Instant::now());
     while let Some(chunk) = content.body.next().await {
         let chunk = chunk.map_err(|error| broken_off(account, &error.to_string()))?;
         sha256.update(&chunk);
         bytes += chunk.len() as u64;
         moved.count(attempt, chunk.len());
+        if !pace.is_kept_with(asked_at.elapsed(), chunk.len() as u64) {
+            return Err(broken_off(account, "it came too slowly"));
+        }
         writer.write(chunk).await.map_err(|error| not_stored(&error))?;
+        asked_at = Instant::now();
     }
     if let Some(told) = content.bytes.filter(|told| *told != bytes) {
         let reason = format!("{bytes} bytes came of {told}");
@@ -152,5 +185,19 @@ pub async fn discard(attempt: &Attempt, stored: &Stored) {
     let key = BlobKey::Stored(stored.blob_key.clone());
     if let Err(error) = attempt.app.blobs.delete(&key).await {
         tracing::warn!(blob.key = %stored.blob_key, error = %error, "could not delete a blob that is of no use");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_drips_is_judged_once_a_minute_was_waited() {
+        let mut pace = Pace::default();
+        assert!((0..59).all(|_| pace.is_kept_with(Duration::from_secs(1), 1)));
+        assert!(!pace.is_kept_with(Duration::from_secs(1), 1));
+        let mut pace = Pace::default();
+        assert!((0..600).all(|_| pace.is_kept_with(Duration::from_secs(1), LEAST_PER_SECOND)));
     }
 }

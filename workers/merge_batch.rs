@@ -36,7 +36,6 @@ use crate::results::Source;
 use crate::results::store;
 use crate::results::store::Output;
 use crate::results::store::Stored;
-use crate::runs;
 use crate::runs::ingestion;
 use crate::runs::store::Run;
 
@@ -47,13 +46,16 @@ pub async fn run(attempt: &Attempt, payload: &MergeBatch) -> Done {
     };
     let (conclusion, files) = match result {
         Ok(files) => (Conclusion::Succeeded, files),
-        Err(conclusion) => (conclusion, Vec::new()),
+        Err(conclusion) => (conclusion, None),
     };
     Done { conclusion, effects: Arc::new(Merging { batch_id: payload.batch_id, files }) }
 }
 
-/// The merged files, of a batch that has not ended yet.
-async fn merge(attempt: &Attempt, id: BatchId) -> Result<Vec<(Source, NewFile)>, Conclusion> {
+/// The merged files; none of a batch that has ended before.
+async fn merge(
+    attempt: &Attempt,
+    id: BatchId,
+) -> Result<Option<Vec<(Source, NewFile)>>, Conclusion> {
     let unreachable = |error: DbErr| Conclusion::without_database(&error);
     let db = attempt.app.db.read();
     let Some(batch) = batches::store::find_by_id(db, id).await.map_err(unreachable)? else {
@@ -61,13 +63,19 @@ async fn merge(attempt: &Attempt, id: BatchId) -> Result<Vec<(Source, NewFile)>,
         return Err(Conclusion::permanent("batch_missing", message));
     };
     if batch.ended_at.is_some() {
-        return Ok(Vec::new());
+        return Ok(None);
     }
     let view = batches::view(db, batch).await.map_err(unreachable)?;
     let mut outputs = Vec::new();
     for run in &view.runs {
-        let of_run = store::outputs(db, run.id).await.map_err(unreachable)?;
-        outputs.extend(of_run.into_iter().map(|output| (run, output)));
+        for output in store::outputs(db, run.id).await.map_err(unreachable)? {
+            // What its client has deleted does not come back in another file.
+            if let Some(id) = run.file(output.source)
+                && files::store::is_live(db, id).await.map_err(unreachable)?
+            {
+                outputs.push((run, output));
+            }
+        }
     }
     let mut moved = Moved::default();
     for stored in outputs.iter().filter_map(|(_, output)| output.stored.as_ref()) {
@@ -87,7 +95,7 @@ async fn merge(attempt: &Attempt, id: BatchId) -> Result<Vec<(Source, NewFile)>,
         let (stored, lines) = file.finish().await?;
         files.push((source, managed(attempt, &view, source, &stored, lines)));
     }
-    Ok(files)
+    Ok(Some(files))
 }
 
 fn managed(
@@ -201,25 +209,26 @@ fn failed(error: &BlobError) -> Conclusion {
 /// What an attempt writes with its end.
 struct Merging {
     batch_id: BatchId,
-    files: Vec<(Source, NewFile)>,
+    files: Option<Vec<(Source, NewFile)>>,
 }
 
 #[async_trait]
 impl Effects for Merging {
     async fn write(&self, tx: &Transaction, now: Timestamp, ending: &Ending) -> Result<(), DbErr> {
         if let Ending::Failed(failure) = ending {
-            return runs::store::set_error_of_all(tx, self.batch_id, failure).await;
+            return batches::merge_failed(tx, self.batch_id, failure).await;
         }
-        if *ending != Ending::Succeeded || self.files.is_empty() {
+        let Some(files) = self.files.as_ref().filter(|_| *ending == Ending::Succeeded) else {
             return Ok(());
-        }
-        for (_, file) in &self.files {
+        };
+        // Held before anything is made: the batch may have ended, or go on.
+        let Some(view) = batches::begin_merge(tx, self.batch_id).await? else { return Ok(()) };
+        for (_, file) in files {
             files::create::produced(tx, now, file, None).await?;
         }
-        let file = |wanted| {
-            self.files.iter().find(|(source, _)| *source == wanted).map(|(_, file)| file.id)
-        };
-        batches::merged(tx, now, self.batch_id, file(Source::Output), file(Source::Error)).await
+        let file =
+            |wanted| files.iter().find(|(source, _)| *source == wanted).map(|(_, file)| file.id);
+        batches::merged(tx, now, view, file(Source::Output), file(Source::Error)).await
     }
 }
 
@@ -230,9 +239,7 @@ pub async fn ended_unseen(
     ending: &Ending,
 ) -> Result<(), DbErr> {
     match ending {
-        Ending::Failed(failure) => {
-            runs::store::set_error_of_all(tx, payload.batch_id, failure).await
-        }
+        Ending::Failed(failure) => batches::merge_failed(tx, payload.batch_id, failure).await,
         Ending::Cancelled | Ending::Retry { .. } | Ending::Succeeded => Ok(()),
     }
 }

@@ -58,6 +58,7 @@ crate::migration! {
             outcome TEXT CHECK (outcome IN ('completed', 'failed', 'expired', 'cancelled')),
             provider_output_file_id TEXT,
             provider_error_file_id TEXT,
+            answered BIGINT,
             total BIGINT NOT NULL DEFAULT 0,
             completed BIGINT NOT NULL DEFAULT 0,
             failed BIGINT NOT NULL DEFAULT 0,
@@ -94,6 +95,7 @@ crate::migration! {
             blob_key TEXT,
             bytes BIGINT,
             sha256 TEXT,
+            missing_since BIGINT,
             indexed_to BIGINT NOT NULL DEFAULT 0,
             lines BIGINT NOT NULL DEFAULT 0,
             succeeded BIGINT NOT NULL DEFAULT 0,
@@ -120,8 +122,8 @@ crate::migration! {
             PRIMARY KEY (run_id, source, line),
             CHECK ((outcome = 'broken') = (custom_id IS NULL))
         );
-        CREATE INDEX batch_results_by_custom_id ON batch_results (run_id, custom_id) WHERE custom_id IS NOT NULL;
-        CREATE INDEX batch_results_failed ON batch_results (run_id, source, line) WHERE outcome <> 'succeeded';
+        CREATE INDEX batch_results_by_custom_id ON batch_results (run_id, custom_id, line) WHERE custom_id IS NOT NULL;
+        CREATE INDEX batch_results_by_outcome ON batch_results (run_id, source, outcome, line);
     ",
     down: "
         DROP TABLE batch_results;

@@ -202,6 +202,13 @@ pub async fn stand(
     Ok(tx.execute_raw(statement(tx, &sql, values)).await?.rows_affected() == 1)
 }
 
+/// Takes back the end of a batch of which a run goes on.
+pub async fn reopen(tx: &impl ConnectionTrait, id: BatchId) -> Result<(), DbErr> {
+    let sql = "UPDATE batches SET status = 'in_progress', ended_at = NULL, usage = NULL, errors = NULL \
+               WHERE id = $1 AND ended_at IS NOT NULL";
+    tx.execute_raw(statement(tx, sql, [id.0.into()])).await.map(|_| ())
+}
+
 /// Notes that a batch is to be cancelled, if it has not ended.
 pub async fn request_cancel(
     tx: &impl ConnectionTrait,

@@ -426,6 +426,12 @@ pub async fn of_copy(
     OfCopy::find_by_statement(statement(db, sql, values)).one(db).await
 }
 
+/// Whether there is a file that is not deleted.
+pub async fn is_live(db: &impl ConnectionTrait, id: FileId) -> Result<bool, DbErr> {
+    let sql = "SELECT 1 FROM files WHERE id = $1 AND deleted_at IS NULL";
+    Ok(db.query_one_raw(statement(db, sql, [id.0.into()])).await?.is_some())
+}
+
 /// Which of these blobs a file needs, to tell orphans from the rest.
 pub async fn known_blobs(db: &impl ConnectionTrait, keys: &[String]) -> Result<Vec<String>, DbErr> {
     #[derive(FromQueryResult)]

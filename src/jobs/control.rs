@@ -10,6 +10,7 @@ use super::JobStatus;
 use super::Work;
 use super::store;
 use super::store::Job;
+use crate::batches;
 use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::events;
@@ -21,6 +22,7 @@ use crate::mappings;
 use crate::mappings::store::Certainty;
 use crate::reconciliations;
 use crate::runs;
+use crate::runs::ingestion;
 use crate::runs::submission;
 use crate::sweeps;
 
@@ -107,11 +109,9 @@ async fn give_up(
         }
         // The results are at the provider still: the job can be retried.
         Ok(Work::IngestBatch(payload)) => {
-            runs::store::set_error(tx, payload.run_id, Some(failure)).await
+            ingestion::give_up(tx, now, payload.run_id, failure).await
         }
-        Ok(Work::MergeBatch(payload)) => {
-            runs::store::set_error_of_all(tx, payload.batch_id, failure).await
-        }
+        Ok(Work::MergeBatch(payload)) => batches::merge_failed(tx, payload.batch_id, failure).await,
         // A payload that cannot be read stands for nothing that could be given up.
         Ok(
             Work::VerifyUpload(_)
@@ -166,6 +166,11 @@ pub async fn retry(tx: &Transaction, now: Timestamp, job: &Job) -> Result<(), Er
         if !submission::revive(tx, now, &run).await? {
             return Err(superseded());
         }
+    }
+    if let Ok(Work::IngestBatch(payload)) = Work::read(&job.kind, &job.payload)
+        && !ingestion::reopen(tx, now, payload.run_id).await?
+    {
+        return Err(superseded());
     }
     if let Ok(Work::Sweep(payload)) = Work::read(&job.kind, &job.payload)
         && !sweeps::store::reopen(tx, payload.sweep_id).await?

@@ -1,6 +1,7 @@
 //! By what a line names its request: how it is compared, and how it is stored.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use sha2::Digest as _;
 use sha2::Sha256;
@@ -17,6 +18,35 @@ pub struct Digest(u128);
 impl Digest {
     pub fn of(stored: &str) -> Self {
         Self(half(stored.as_bytes()))
+    }
+}
+
+/// Digests of many.
+///
+/// They lie in many sets, which grow one after another: one that grows is in memory twice while it does.
+#[derive(Debug)]
+pub struct Digests(Vec<HashSet<Digest>>);
+
+impl Digests {
+    const SETS: u128 = 64;
+
+    /// `false` if it was there already.
+    pub fn insert(&mut self, digest: Digest) -> bool {
+        self.0[Self::place(digest)].insert(digest)
+    }
+
+    pub fn contains(&self, digest: Digest) -> bool {
+        self.0[Self::place(digest)].contains(&digest)
+    }
+
+    fn place(digest: Digest) -> usize {
+        (digest.0 % Self::SETS) as usize
+    }
+}
+
+impl Default for Digests {
+    fn default() -> Self {
+        Self((0..Self::SETS).map(|_| HashSet::new()).collect())
     }
 }
 

@@ -1,8 +1,7 @@
 //! What is written of each line of a run's files, as they stream by.
 
-use std::collections::HashSet;
-
 use super::Digest;
+use super::Digests;
 use super::Line;
 use super::LineOutcome;
 use super::Lines;
@@ -30,14 +29,16 @@ pub struct Indexed {
 
 /// The requests of a run, by the digests of their `custom_id`s as they are stored: those of its input, and those with
 /// a result. Of a million requests that is 16 MB where the input is known.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Ids {
+    /// None where the input is not known, or not all of it.
     asked: Option<Asked>,
+    has_unread: bool,
     /// Where it is not known what was asked.
-    answered: HashSet<Digest>,
+    answered: Digests,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 struct Asked {
     /// In their order, once all are here.
     digests: Vec<Digest>,
@@ -47,11 +48,20 @@ struct Asked {
 }
 
 impl Ids {
-    /// Notes a request of the input. All of them come before the first result.
-    pub fn ask(&mut self, custom_id: &str) {
-        let asked = self.asked.get_or_insert_default();
-        asked.digests.push(Digest::of(custom_id));
-        asked.is_sorted = false;
+    /// Notes a request of the input; all of them come before the first result. One that is too long to be looked into
+    /// may be any: then nothing is a stranger.
+    pub fn ask(&mut self, line: RawLine<'_>) {
+        let Some(text) = line.text else {
+            (self.asked, self.has_unread) = (None, true);
+            return;
+        };
+        if !self.has_unread
+            && let Some(line) = Line::read(text)
+        {
+            let asked = self.asked.get_or_insert_default();
+            asked.digests.push(Digest::of(&stored(&line.custom_id)));
+            asked.is_sorted = false;
+        }
     }
 
     /// Notes a result, and tells what is wrong with it.
@@ -149,7 +159,8 @@ not JSON
 
     fn asked() -> Ids {
         let mut ids = Ids::default();
-        ["a", "b", "c", "d"].iter().for_each(|id| ids.ask(id));
+        let input = ["a", "b", "c", "d"].map(|id| format!("{{\"custom_id\":\"{id}\"}}\n")).concat();
+        Lines::starting_at(0).feed(input.as_bytes(), |line| ids.ask(line));
         ids
     }
 
@@ -199,6 +210,19 @@ not JSON
     fn where_the_input_is_not_known_nothing_is_a_stranger() {
         let rows = index(&mut Ids::default(), 0, 0, 1000);
         assert_eq!((tally(&rows).strangers, tally(&rows).succeeded), (0, 3));
+    }
+
+    #[test]
+    fn where_a_request_was_too_long_to_be_read_nothing_is_a_stranger() {
+        let mut ids = asked();
+        ids.ask(RawLine { begins_at: 0, length: 1 << 30, next_at: 1 << 30, text: None });
+        ids.ask(RawLine {
+            begins_at: 0,
+            length: 0,
+            next_at: 1,
+            text: Some(b"{\"custom_id\":\"e\"}"),
+        });
+        assert_eq!(tally(&index(&mut ids, 0, 0, 1000)).strangers, 0);
     }
 
     #[test]

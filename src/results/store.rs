@@ -1,5 +1,7 @@
 //! The batch_outputs table, which is how far the ingestion of each file is, and batch_results, the lines.
 
+use std::time::Duration;
+
 use sea_orm::ConnectionTrait;
 use sea_orm::DbErr;
 use sea_orm::FromQueryResult;
@@ -10,6 +12,7 @@ use super::LineOutcome;
 use super::Problem;
 use super::Source;
 use super::Tally;
+use crate::db;
 use crate::db::placeholders;
 use crate::db::statement;
 use crate::ids::RunId;
@@ -83,6 +86,32 @@ pub async fn outputs(db: &impl ConnectionTrait, run: RunId) -> Result<Vec<Output
     outputs.collect()
 }
 
+/// A file that its provider has named is not there. Answers since how long that is so, by the database's clock.
+pub async fn missing(
+    tx: &impl ConnectionTrait,
+    run: RunId,
+    source: Source,
+    provider_file_id: &str,
+) -> Result<Duration, DbErr> {
+    let now = db::now(tx);
+    let sql = format!(
+        "INSERT INTO batch_outputs (run_id, source, provider_file_id, missing_since) VALUES ($1, $2, $3, {now}) \
+         ON CONFLICT (run_id, source) DO UPDATE \
+         SET missing_since = COALESCE(batch_outputs.missing_since, excluded.missing_since) \
+         RETURNING {now} - missing_since AS age"
+    );
+    let values: [Value; 3] = [run.0.into(), source.as_str().into(), provider_file_id.into()];
+    let row = tx.query_one_raw(statement(tx, &sql, values)).await?;
+    let age: i64 = row.map(|row| row.try_get("", "age")).transpose()?.unwrap_or(0);
+    Ok(Duration::from_millis(u64::try_from(age).unwrap_or(0)))
+}
+
+/// The provider answered otherwise: files that are missing again are missing since then.
+pub async fn missing_no_more(tx: &impl ConnectionTrait, run: RunId) -> Result<(), DbErr> {
+    let sql = "UPDATE batch_outputs SET missing_since = NULL WHERE run_id = $1 AND missing_since IS NOT NULL";
+    tx.execute_raw(statement(tx, sql, [run.0.into()])).await.map(|_| ())
+}
+
 /// The bytes of a file are here. What is known of them already stays: its lines may be indexed.
 pub async fn downloaded(
     tx: &impl ConnectionTrait,
@@ -92,7 +121,9 @@ pub async fn downloaded(
     stored: &Stored,
 ) -> Result<(), DbErr> {
     let sql = "INSERT INTO batch_outputs (run_id, source, provider_file_id, blob_key, bytes, sha256) \
-               VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (run_id, source) DO NOTHING";
+               VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (run_id, source) DO UPDATE \
+               SET blob_key = excluded.blob_key, bytes = excluded.bytes, sha256 = excluded.sha256, \
+               missing_since = NULL WHERE batch_outputs.blob_key IS NULL";
     let values: [Value; 6] = [
         run.0.into(),
         source.as_str().into(),
@@ -102,6 +133,47 @@ pub async fn downloaded(
         stored.sha256.clone().into(),
     ];
     tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
+}
+
+/// The bytes of a file are not here any more. Without any line of it, it is fetched and read anew.
+pub async fn forget_blob(
+    tx: &impl ConnectionTrait,
+    run: RunId,
+    source: Source,
+) -> Result<(), DbErr> {
+    let sql = "UPDATE batch_outputs SET blob_key = NULL, bytes = NULL, sha256 = NULL, indexed_to = 0, lines = 0, \
+               succeeded = 0, failed = 0, broken = 0, duplicates = 0, strangers = 0, usage = NULL \
+               WHERE run_id = $1 AND source = $2";
+    let values: [Value; 2] = [run.0.into(), source.as_str().into()];
+    tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
+}
+
+/// Deletes lines of a file, at most `limit`. Answers how many.
+pub async fn delete_lines(
+    tx: &impl ConnectionTrait,
+    run: RunId,
+    source: Source,
+    limit: u32,
+) -> Result<u64, DbErr> {
+    let sql = "DELETE FROM batch_results WHERE run_id = $1 AND source = $2 AND line IN \
+               (SELECT line FROM batch_results WHERE run_id = $1 AND source = $2 ORDER BY line LIMIT $3)";
+    let values: [Value; 3] = [run.0.into(), source.as_str().into(), limit.into()];
+    Ok(tx.execute_raw(statement(tx, sql, values)).await?.rows_affected())
+}
+
+/// The file of a run that these bytes are.
+pub async fn of_blob(
+    db: &impl ConnectionTrait,
+    blob_key: &str,
+) -> Result<Option<(RunId, Source)>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        run_id: RunId,
+        source: String,
+    }
+    let sql = "SELECT run_id, source FROM batch_outputs WHERE blob_key = $1";
+    let row = Row::find_by_statement(statement(db, sql, [blob_key.into()])).one(db).await?;
+    row.map(|row| Ok((row.run_id, row.source.parse().map_err(DbErr::Type)?))).transpose()
 }
 
 /// Writes lines, at most [`ROWS`] of them.
@@ -245,7 +317,7 @@ pub async fn list(
     entries.collect()
 }
 
-/// The plus signs keep the databases from walking over all lines in their order where another index finds the few.
+/// What is concatenated keeps the databases from walking over all lines in their order where another index finds the few.
 fn list_query(
     run: RunId,
     source: Source,
@@ -258,26 +330,19 @@ fn list_query(
     let mut sql =
         "SELECT line, outcome, problem, begins_at, length FROM batch_results WHERE run_id = $1"
             .to_owned();
-    let line = match &filter.custom_id {
+    match &filter.custom_id {
         Some(custom_id) => {
             values.push(custom_id.clone().into());
             sql.push_str(" AND custom_id = $5 AND source || '' = $2");
-            "+line"
         }
-        None => {
-            sql.push_str(" AND source = $2");
-            "line"
-        }
-    };
+        None => sql.push_str(" AND source = $2"),
+    }
     if let Some(outcome) = filter.outcome {
         values.push(outcome.as_str().into());
-        sql.push_str(&format!(" AND outcome = ${}", values.len()));
-        // In these words, an index of its own finds the few among the many.
-        if outcome != LineOutcome::Succeeded {
-            sql.push_str(" AND outcome <> 'succeeded'");
-        }
+        let column = if filter.custom_id.is_some() { "outcome || ''" } else { "outcome" };
+        sql.push_str(&format!(" AND {column} = ${}", values.len()));
     }
-    sql.push_str(&format!(" AND {line} > $3 ORDER BY {line} LIMIT $4"));
+    sql.push_str(" AND line > $3 ORDER BY line LIMIT $4");
     (sql, values)
 }
 

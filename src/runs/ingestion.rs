@@ -10,6 +10,7 @@ use super::complete;
 use super::store;
 use super::store::Ingested;
 use super::store::Run;
+use crate::batches;
 use crate::clock::Timestamp;
 use crate::files;
 use crate::files::Purpose;
@@ -18,8 +19,10 @@ use crate::files::store::NewFile;
 use crate::ids::FileId;
 use crate::ids::JobId;
 use crate::ids::MappingId;
+use crate::ids::RunId;
 use crate::ids::managed::ManagedId;
 use crate::ids::managed::OutputFile;
+use crate::installation;
 use crate::jobs::Failure;
 use crate::mappings;
 use crate::mappings::MappingStatus;
@@ -27,10 +30,18 @@ use crate::mappings::Marker;
 use crate::mappings::deletion::Doomed;
 use crate::mappings::store::Copy;
 use crate::mappings::store::NewMapping;
+use crate::results;
 use crate::results::Source;
 use crate::results::Tally;
 use crate::results::store::Output;
 use crate::results::store::Stored;
+
+/// Why a run has not all of its results: the provider does not have a file, does not give it, or says that there are
+/// more.
+pub const LOST: &str = "output_lost";
+pub const UNAVAILABLE: &str = "results_unavailable";
+pub const INCOMPLETE: &str = "output_incomplete";
+const RETRY: &str = "retry the `ingest_batch` job to have them fetched again";
 
 /// What lines are written as.
 pub const CONTENT_TYPE: &str = "application/jsonl";
@@ -131,13 +142,30 @@ pub struct Found {
 }
 
 impl Found {
+    /// Why a file did not come, if one did not: it can be fetched later.
+    pub fn missing(&self) -> Option<&Failure> {
+        self.failure.as_ref().filter(|failure| failure.code != INCOMPLETE)
+    }
+
     /// As it is written with the run. Requests that no line answers are neither completed nor failed.
     pub fn ingested(&self) -> Ingested {
         let Tally { succeeded, failed, broken, duplicates, strangers, usage, lines: _ } =
             self.tally;
+        // Where there is no file, all that is known is what the provider says.
+        let (succeeded, failed) = match &self.run {
+            Run {
+                provider_output_file_id: None,
+                provider_error_file_id: None,
+                completed,
+                failed,
+                ..
+            } => (*completed, *failed),
+            _ => (succeeded, failed),
+        };
         let answered = succeeded + failed;
         let file = |source| {
-            self.produced.iter().find(|file| file.source == source).map(|file| file.file.id)
+            let produced = self.produced.iter().find(|file| file.source == source);
+            produced.map(|file| file.file.id).or(self.run.file(source))
         };
         Ingested {
             total: self.requests.unwrap_or(self.run.total).max(answered),
@@ -152,6 +180,79 @@ impl Found {
             failure: self.failure.clone(),
         }
     }
+}
+
+/// Why results are missing that the provider says there are, if any are.
+pub fn shortfall(run: &Run, tally: &Tally) -> Option<Failure> {
+    let answered = run.answered?;
+    let here = tally.succeeded + tally.failed + tally.broken;
+    let message = format!(
+        "`{}` says that it answered {answered} requests, and its files have results of {here}",
+        run.provider
+    );
+    (here < answered).then(|| Failure::permanent(INCOMPLETE, message))
+}
+
+/// The provider has named results, and did not have them for too long.
+pub fn lost(failure: &Failure) -> Failure {
+    let message = format!("the results are lost: {}; {RETRY}", failure.message);
+    Failure { code: LOST.to_owned(), message, retryable: false, ..failure.clone() }
+}
+
+/// The results cannot be had.
+pub fn unavailable(failure: &Failure) -> Failure {
+    let message = format!("the results could not be had: {}; {RETRY}", failure.message);
+    Failure { code: UNAVAILABLE.to_owned(), message, retryable: false, ..failure.clone() }
+}
+
+/// The rest of a run's results does not come: it ends with the files that are here, whole and indexed.
+///
+/// # Errors
+///
+/// What the database says.
+pub async fn give_up(
+    tx: &impl ConnectionTrait,
+    now: Timestamp,
+    id: RunId,
+    failure: &Failure,
+) -> Result<(), DbErr> {
+    let Some(run) = store::find(tx, id).await? else { return Ok(()) };
+    if run.ended_at.is_some() {
+        return Ok(());
+    }
+    let installation_id: Arc<str> = installation::in_database(tx).await?.unwrap_or_default().into();
+    let job = run.job_id.unwrap_or_else(JobId::mint);
+    let (mut tally, mut produced) = (Tally::default(), Vec::new());
+    for output in results::store::outputs(tx, id).await? {
+        let is_indexed = |stored: &&Stored| output.indexed_to >= stored.bytes;
+        let Some(stored) = output.stored.as_ref().filter(is_indexed) else { continue };
+        tally += output.tally;
+        if run.file(output.source).is_none() {
+            let copy = Copy { provider_file_id: output.provider_file_id.clone(), expires_at: None };
+            produced.push(Produced::new(&run, &output, stored, copy, job, &installation_id, now));
+        }
+    }
+    let failure = Some(unavailable(failure));
+    let found = Found { run, produced, tally, requests: None, failure, deletes_copies: false };
+    finish(tx, now, &found).await
+}
+
+/// Goes on with a run of which results are missing, since its job is retried: it is `finalizing` again, and so is its
+/// batch. `false` where there is nothing to be fetched.
+///
+/// # Errors
+///
+/// What the database says.
+pub async fn reopen(tx: &impl ConnectionTrait, now: Timestamp, id: RunId) -> Result<bool, DbErr> {
+    let Some(run) = store::find(tx, id).await? else { return Ok(false) };
+    batches::store::lock(tx, run.batch_id).await?;
+    results::store::missing_no_more(tx, id).await?;
+    if !store::reopen(tx, id).await? {
+        return Ok(false);
+    }
+    batches::store::reopen(tx, run.batch_id).await?;
+    batches::settle(tx, now, run.batch_id).await?;
+    Ok(true)
 }
 
 /// Ends a run with what was found of it.

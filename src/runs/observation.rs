@@ -198,7 +198,7 @@ fn counts(remote: &RemoteBatch) -> Option<(i64, i64, i64)> {
         .map(|counts| (signed(counts.total), signed(counts.completed), signed(counts.failed)))
 }
 
-/// The batch has ended at its provider: its results are fetched, if there are any.
+/// The batch has ended at its provider: its results are taken in, also where there are none.
 async fn conclude(
     tx: &impl ConnectionTrait,
     now: Timestamp,
@@ -216,9 +216,6 @@ async fn conclude(
     };
     if !store::ended(tx, run.id, &ended).await? {
         return Ok(());
-    }
-    if ended.output_file_id.is_none() && ended.error_file_id.is_none() {
-        return end(tx, now, run, outcome.status(), None).await;
     }
     store::advance(tx, now, run.id, RunStatus::Finalizing).await?;
     make_room(tx, &run.provider).await?;

@@ -23,6 +23,7 @@ use crate::ids::MappingId;
 use crate::ids::RunId;
 use crate::jobs::Failure;
 use crate::jobs::lanes::FOR_EVER;
+use crate::results::Source;
 
 /// A run to be written with its batch.
 #[derive(Clone, Debug)]
@@ -103,6 +104,8 @@ pub struct Run {
     outcome: Option<String>,
     pub provider_output_file_id: Option<String>,
     pub provider_error_file_id: Option<String>,
+    /// How many requests its provider says it has answered, well or badly.
+    pub answered: Option<i64>,
     pub total: i64,
     pub completed: i64,
     pub failed: i64,
@@ -154,6 +157,14 @@ impl Run {
         self.usage.as_deref().and_then(|usage| serde_json::from_str(usage).ok())
     }
 
+    /// The managed file that was made of one of the provider's.
+    pub fn file(&self, source: Source) -> Option<FileId> {
+        match source {
+            Source::Output => self.output_file_id,
+            Source::Error => self.error_file_id,
+        }
+    }
+
     /// Its last failure, also while it is tried again.
     pub fn failure(&self) -> Option<Failure> {
         let is_on_its_way = self.ended_at.is_none() && !self.is_there();
@@ -199,7 +210,7 @@ impl Run {
 
 const SELECT: &str = "SELECT r.id, r.batch_id, b.owner, r.position, r.deployment_id, r.model, r.provider, \
      r.provider_model, r.mapping_id, r.status, r.marker, r.job_id, {now} - r.unknown_since AS unknown_for, r.looked_at, r.waits_for, \
-     r.provider_batch_id, r.provider_status, r.outcome, r.provider_output_file_id, r.provider_error_file_id, \
+     r.provider_batch_id, r.provider_status, r.outcome, r.provider_output_file_id, r.provider_error_file_id, r.answered, \
      r.total, r.completed, r.failed, r.broken, r.duplicates, r.strangers, r.usage, r.errors, r.error, \
      r.output_file_id, r.error_file_id, r.next_look_at, r.looks_alike, r.refusals, {now} - r.missed_since AS missed_for, r.created_at, \
      r.submitted_at, r.expires_at, r.ended_at, o.managed_id AS managed_output_file, \
@@ -297,15 +308,12 @@ pub async fn set_error(
     tx.execute_raw(statement(tx, sql, [id.0.into(), error.into()])).await.map(|_| ())
 }
 
-/// Writes why the outputs of a batch's runs did not become one file.
-pub async fn set_error_of_all(
-    tx: &impl ConnectionTrait,
-    batch: BatchId,
-    failure: &Failure,
-) -> Result<(), DbErr> {
-    let error = serde_json::to_string(failure).map_err(no_json)?;
-    let sql = "UPDATE batch_runs SET error = $2 WHERE batch_id = $1";
-    tx.execute_raw(statement(tx, sql, [batch.0.into(), error.into()])).await.map(|_| ())
+/// Takes back the end of a run whose results did not all come: they are fetched after all. It is the one way back from
+/// an end, and a person's wish. `false` where the run has not ended so.
+pub async fn reopen(tx: &impl ConnectionTrait, id: RunId) -> Result<bool, DbErr> {
+    let sql = "UPDATE batch_runs SET status = 'finalizing', ended_at = NULL, error = NULL \
+               WHERE id = $1 AND ended_at IS NOT NULL AND outcome IS NOT NULL AND error IS NOT NULL";
+    Ok(tx.execute_raw(statement(tx, sql, [id.0.into()])).await?.rows_affected() == 1)
 }
 
 /// A run that has ended is not looked at any more.
@@ -586,7 +594,7 @@ pub struct Ended<'e> {
 pub async fn ended(tx: &impl ConnectionTrait, id: RunId, ended: &Ended<'_>) -> Result<bool, DbErr> {
     let sql = "UPDATE batch_runs SET outcome = $2, provider_status = $3, provider_output_file_id = $4, \
                provider_error_file_id = $5, total = COALESCE($6, total), completed = COALESCE($7, completed), \
-               failed = COALESCE($8, failed), errors = $9, next_look_at = NULL, missed_since = NULL \
+               failed = COALESCE($8, failed), errors = $9, answered = $10, next_look_at = NULL, missed_since = NULL \
                WHERE id = $1 AND outcome IS NULL AND ended_at IS NULL";
     let sql = if is_postgres(tx) {
         ["$6", "$7", "$8"]
@@ -595,7 +603,7 @@ pub async fn ended(tx: &impl ConnectionTrait, id: RunId, ended: &Ended<'_>) -> R
     } else {
         sql.to_owned()
     };
-    let values: [Value; 9] = [
+    let values: [Value; 10] = [
         id.0.into(),
         ended.outcome.as_str().into(),
         ended.provider_status.into(),
@@ -605,6 +613,7 @@ pub async fn ended(tx: &impl ConnectionTrait, id: RunId, ended: &Ended<'_>) -> R
         ended.counts.map(|counts| counts.1).into(),
         ended.counts.map(|counts| counts.2).into(),
         ended.errors.clone().into(),
+        ended.counts.map(|counts| counts.1.saturating_add(counts.2)).into(),
     ];
     Ok(tx.execute_raw(statement(tx, &sql, values)).await?.rows_affected() == 1)
 }

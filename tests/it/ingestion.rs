@@ -306,6 +306,11 @@ async fn a_body_that_breaks_off_or_is_none_is_fetched_again() {
         body: "<html>".to_owned(),
         executed: false,
     };
+    let json_of_another_shape = Fault::Garbage {
+        content_type: "application/json".to_owned(),
+        body: json!({"error": {"message": "try later"}}).to_string(),
+        executed: false,
+    };
     let nothing = Fault::Garbage {
         content_type: "text/plain".to_owned(),
         body: String::new(),
@@ -314,6 +319,8 @@ async fn a_body_that_breaks_off_or_is_none_is_fetched_again() {
     for fault in [
         Fault::CutAnswer { after_bytes: 100 },
         Fault::LostAnswer,
+        Fault::ShortAnswer { bytes: 100 },
+        json_of_another_shape,
         page,
         nothing,
         status(503, &[], json!(null)),
@@ -328,25 +335,162 @@ async fn a_body_that_breaks_off_or_is_none_is_fetched_again() {
         json!({"total": 5, "completed": 5, "failed": 0}),
         "{batch}"
     );
-    assert_eq!(env.calls("a", Operation::Content), 8);
+    assert_eq!(env.calls("a", Operation::Content), 10);
+}
+
+/// A provider that is given up on after two seconds.
+fn impatient(kind: Kind) -> Options {
+    Options { provider: "list_lag = \"1ms\"".to_owned(), ..options(kind) }
+}
+
+async fn retry_job(env: &Env, job: &Value) {
+    let (code, error) = env.client.post(&format!("/v1/jobs/{}/retry", id(job)), json!({})).await;
+    assert_eq!(code, 200, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn results_that_the_provider_does_not_have_are_lost_and_the_batch_says_so() {
-    let env =
-        Env::with(Options { provider: "list_lag = \"10ms\"".to_owned(), ..options(Kind::Sqlite) })
-            .await;
-    configure(&env, "a", BatchSettings::default());
-    let missing = status(404, &[], json!({"error": {"message": "No such File object"}}));
-    env.spoil_as("a", FaultRule { times: 0, ..FaultRule::new(Operation::Content, missing) });
-    let batch = env.client.batch_ended(&created(&env, &["a"], 5).await).await;
-    assert_eq!(
-        (&batch["status"], &batch["output_file_id"]),
-        (&json!("completed"), &json!(null)),
-        "{batch}"
-    );
-    assert_eq!(batch["runs"][0]["error"]["code"], "output_lost", "{batch}");
-    assert_eq!(batch["errors"]["data"][0]["code"], "output_lost", "{batch}");
+async fn results_that_the_provider_does_not_have_are_lost_until_their_job_is_retried() {
+    for kind in BOTH {
+        let mut options = impatient(kind);
+        options.extra.push_str("delete_provider_files = true\n");
+        let env = Env::with(options).await;
+        configure(&env, "a", BatchSettings::default());
+        let missing = status(404, &[], json!({"error": {"message": "No such File object"}}));
+        let page = Fault::Garbage {
+            content_type: "text/html".to_owned(),
+            body: "<html>".to_owned(),
+            executed: false,
+        };
+        for (operation, fault) in [
+            (Operation::Get, missing.clone()),
+            (Operation::Content, missing),
+            (Operation::Content, page),
+        ] {
+            env.spoil_as("a", FaultRule { times: 0, ..FaultRule::new(operation, fault) });
+            let batch = env.client.batch_ended(&created(&env, &["a"], 5).await).await;
+            assert_eq!(
+                (&batch["status"], &batch["output_file_id"]),
+                (&json!("completed"), &json!(null)),
+                "{batch}"
+            );
+            assert_eq!(batch["runs"][0]["error"]["code"], "output_lost", "{batch}");
+            assert_eq!(batch["errors"]["data"][0]["code"], "output_lost", "{batch}");
+            let job = job(&env, &batch, "ingest_batch").await;
+            assert_eq!(
+                (&job["status"], &job["error"]["code"]),
+                (&json!("failed"), &json!("output_lost")),
+                "{job}"
+            );
+
+            env.sandbox.clear_faults("a");
+            retry_job(&env, &job).await;
+            let batch = env.client.batch_when(&batch, |batch| !batch["usage"].is_null()).await;
+            let counts = json!({"total": 5, "completed": 5, "failed": 0});
+            assert_eq!(
+                (&batch["status"], &batch["request_counts"]),
+                (&json!("completed"), &counts)
+            );
+            assert_eq!(
+                (&batch["errors"], &batch["runs"][0]["error"]),
+                (&json!(null), &json!(null))
+            );
+            assert_eq!(custom_ids(&results(&env, &batch, "").await).len(), 5);
+            eventually(PATIENCE, async || env.sandbox.live_files("a").is_empty().then_some(()))
+                .await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_refused_takes_nothing_from_the_one_that_is_here() {
+    for kind in BOTH {
+        let env = Env::with(options(kind)).await;
+        let failing = [("r-1".to_owned(), 500)].into();
+        configure(&env, "a", BatchSettings { failing, ..BatchSettings::default() });
+        let refusal = status(400, &[], json!({"error": {"message": "no"}}));
+        env.spoil_as("a", FaultRule { skip: 1, ..FaultRule::new(Operation::Content, refusal) });
+        let batch = env.client.batch_ended(&created(&env, &["a"], 3).await).await;
+        assert_eq!(batch["request_counts"], json!({"total": 3, "completed": 2, "failed": 0}));
+        assert_eq!(batch["runs"][0]["error"]["code"], "results_unavailable", "{batch}");
+        let output = batch["output_file_id"].clone();
+        assert!(output.is_string() && batch["error_file_id"].is_null(), "{batch}");
+
+        retry_job(&env, &job(&env, &batch, "ingest_batch").await).await;
+        let batch = env.client.batch_when(&batch, |batch| batch["error_file_id"].is_string()).await;
+        let counts = json!({"total": 3, "completed": 2, "failed": 1});
+        assert_eq!((&batch["request_counts"], &batch["output_file_id"]), (&counts, &output));
+        assert_eq!(custom_ids(&results(&env, &batch, "").await), ["r-2", "r-0", "r-1"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn results_that_are_fewer_than_the_provider_says_are_kept_there_and_here() {
+    let mut options = options(Kind::Sqlite);
+    options.extra.push_str("delete_provider_files = true\n");
+    let env = Env::with(options).await;
+    let hold_at = Some(BatchState::Finalizing);
+    configure(&env, "a", BatchSettings { hold_at, ..BatchSettings::default() });
+    let batch = created(&env, &["a"], 3).await;
+    let at = eventually(PATIENCE, async || {
+        env.sandbox.batches("a").first().map(|batch| batch.id.clone())
+    })
+    .await;
+    let half = Bytes::from("{\"custom_id\":\"r-0\",\"response\":{\"status_code\":200}}\n");
+    env.sandbox.set_batch_output("a", &at, BatchFile::Output, half).unwrap();
+    env.sandbox.release_batches("a");
+    let batch = env.client.batch_ended(&batch).await;
+    assert_eq!(batch["request_counts"], json!({"total": 3, "completed": 1, "failed": 0}));
+    assert_eq!(batch["runs"][0]["error"]["code"], "output_incomplete", "{batch}");
+    assert_eq!(custom_ids(&results(&env, &batch, "").await), ["r-0"]);
+    assert_eq!(env.sandbox.live_files("a").len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ingestion_that_kills_its_workers_ends_the_batch() {
+    for kind in BOTH {
+        let mut env = Env::with(options(kind)).await;
+        let failing = [("r-1".to_owned(), 500)].into();
+        configure(&env, "a", BatchSettings { failing, ..BatchSettings::default() });
+        let hold = Fault::Hold { hold_before: true };
+        env.spoil_as(
+            "a",
+            FaultRule { skip: 1, times: 0, ..FaultRule::new(Operation::Content, hold) },
+        );
+        let batch = created(&env, &["a"], 3).await;
+        let fetched = "SELECT count(*) FROM batch_outputs WHERE blob_key IS NOT NULL";
+        eventually(PATIENCE, async || (env.database.count(fetched).await == 1).then_some(())).await;
+        env.database.execute("UPDATE jobs SET deaths = 2 WHERE kind = 'ingest_batch'").await;
+        env.server.kill();
+        env.restart();
+        let batch = env.client.batch_ended(&batch).await;
+        assert_eq!(batch["status"], "completed", "{batch}");
+        assert_eq!(batch["runs"][0]["error"]["code"], "results_unavailable", "{batch}");
+
+        env.sandbox.clear_faults("a");
+        retry_job(&env, &job(&env, &batch, "ingest_batch").await).await;
+        let batch = env.client.batch_when(&batch, |batch| !batch["usage"].is_null()).await;
+        assert_eq!(batch["request_counts"], json!({"total": 3, "completed": 2, "failed": 1}));
+        // The file that was here before the kill was not fetched again.
+        assert_eq!(env.calls("a", Operation::Content), 3);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_that_are_gone_before_they_were_read_are_fetched_again() {
+    let mut env = Env::with(options(Kind::Sqlite)).await;
+    let failing = [("r-1".to_owned(), 500)].into();
+    configure(&env, "a", BatchSettings { failing, ..BatchSettings::default() });
+    let hold = Fault::Hold { hold_before: true };
+    env.spoil_as("a", FaultRule { skip: 1, ..FaultRule::new(Operation::Content, hold) });
+    let batch = created(&env, &["a"], 3).await;
+    let fetched = "SELECT count(*) FROM batch_outputs WHERE blob_key IS NOT NULL";
+    eventually(PATIENCE, async || (env.database.count(fetched).await == 1).then_some(())).await;
+    env.server.kill();
+    std::fs::remove_dir_all(env.folder().join("blobs/outputs")).unwrap();
+    env.restart();
+    let batch = env.client.batch_ended(&batch).await;
+    assert_eq!(batch["request_counts"], json!({"total": 3, "completed": 2, "failed": 1}));
+    assert!(!env.client.content(&batch["output_file_id"]).await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
