@@ -31,7 +31,8 @@ pub async fn of_deleted(
 }
 
 /// Uploads that every model has, and whose blob keys sort below `before` and behind `after`: keys begin
-/// with the hour they were made in. At most `limit`. What a batch produced is nowhere else.
+/// with the hour they were made in. At most `limit`. What a batch produced is nowhere else, and the results of an
+/// unfinished one are judged by its input.
 pub async fn of_carried(
     db: &impl ConnectionTrait,
     after: &str,
@@ -39,7 +40,8 @@ pub async fn of_carried(
     limit: u32,
 ) -> Result<Vec<Spent>, DbErr> {
     let sql = "SELECT id, blob_key FROM files WHERE blob_key > $1 AND blob_key < $2 AND blob_key IS NOT NULL \
-               AND status = 'processed' AND purpose <> 'batch_output' ORDER BY blob_key LIMIT $3";
+               AND status = 'processed' AND purpose <> 'batch_output' AND NOT EXISTS (SELECT 1 FROM batches \
+               WHERE batches.input_file_id = files.id AND batches.ended_at IS NULL) ORDER BY blob_key LIMIT $3";
     let values: [Value; 3] = [after.into(), before.into(), limit.into()];
     Spent::find_by_statement(statement(db, sql, values)).all(db).await
 }
@@ -48,7 +50,8 @@ pub async fn of_carried(
 /// sent to one more model meanwhile keeps its own.
 pub async fn release(tx: &impl ConnectionTrait, files: &[Spent]) -> Result<Vec<FileId>, DbErr> {
     let sql = format!(
-        "UPDATE files SET blob_key = NULL WHERE status = 'processed' AND id IN ({}) RETURNING id",
+        "UPDATE files SET blob_key = NULL WHERE status = 'processed' AND id IN ({}) AND NOT EXISTS \
+         (SELECT 1 FROM batches WHERE batches.input_file_id = files.id AND batches.ended_at IS NULL) RETURNING id",
         placeholders(1, files.len())
     );
     let values: Vec<Value> = files.iter().map(|file| file.id.0.into()).collect();

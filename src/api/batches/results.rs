@@ -187,8 +187,9 @@ async fn check_kept(app: &App, view: &BatchView, page: &Page) -> Result<(), Erro
         for (source, file) in
             [(Source::Output, run.output_file_id), (Source::Error, run.error_file_id)]
         {
-            let is_needed =
-                page.lines.iter().any(|line| line.id.run == run.id && line.id.source == source);
+            // The rows of lines go soon after the file.
+            let is_needed = page.lines.is_empty()
+                || page.lines.iter().any(|line| line.id.run == run.id && line.id.source == source);
             let Some(file) = file.filter(|_| is_needed) else { continue };
             let found = files::store::find_by_id(app.db.read(), file).await?;
             if found.is_none_or(|view| view.file.deleted_at.is_some()) {
