@@ -27,9 +27,12 @@ mod sweeps;
 mod wait;
 mod webhook_endpoints;
 
+use std::sync::Arc;
+
 use axum::Extension;
 use axum::Router;
 use axum::extract::FromRef;
+use tokio::sync::Mutex;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -40,6 +43,8 @@ use crate::app::App;
 pub struct Api {
     app: App,
     requests: idempotency::Requests,
+    /// Held by whoever reads which requests of a batch have succeeded: in memory are those of one batch at most.
+    retries: Arc<Mutex<()>>,
 }
 
 impl std::fmt::Debug for Api {
@@ -73,7 +78,7 @@ fn routes() -> OpenApiRouter<Api> {
 
 impl Api {
     pub fn new(app: App) -> Self {
-        Self { app, requests: idempotency::Requests::new() }
+        Self { app, requests: idempotency::Requests::new(), retries: Arc::default() }
     }
 
     /// The paths, and what every request passes on its way to them.

@@ -56,6 +56,8 @@ pub struct NewBatch {
     /// Seconds.
     pub output_expires_after: Option<i64>,
     pub is_imported: bool,
+    /// The first batch of which it retries requests: retries of retries have the same.
+    pub retry_of: Option<BatchId>,
     pub request_id: Option<String>,
 }
 

@@ -17,6 +17,7 @@ crate::migration! {
             metadata TEXT,
             output_expires_after BIGINT,
             is_imported BOOLEAN NOT NULL DEFAULT FALSE,
+            retry_of {uuid} REFERENCES batches (id),
             status TEXT NOT NULL CHECK (status IN ('validating', 'in_progress', 'finalizing', 'completed', 'failed',
                 'expired', 'cancelling', 'cancelled')),
             total BIGINT NOT NULL DEFAULT 0,
@@ -37,6 +38,7 @@ crate::migration! {
         );
         CREATE INDEX batches_by_owner ON batches (owner, id);
         CREATE INDEX batches_open_by_input ON batches (input_file_id) WHERE ended_at IS NULL AND input_file_id IS NOT NULL;
+        CREATE INDEX batches_by_retry ON batches (retry_of) WHERE retry_of IS NOT NULL;
         CREATE TABLE batch_runs (
             id {uuid} PRIMARY KEY NOT NULL,
             batch_id {uuid} NOT NULL REFERENCES batches (id),

@@ -122,6 +122,7 @@ async fn create(
         metadata,
         output_expires_after,
         is_imported: false,
+        retry_of: None,
         request_id: Some(request_id.0),
     };
     let dispatch = Dispatch {
@@ -365,6 +366,7 @@ async fn import(
         metadata: None,
         output_expires_after: None,
         is_imported: true,
+        retry_of: None,
         request_id: Some(request_id.0),
     };
     let (at, now) = (app.clone(), app.clock.now());

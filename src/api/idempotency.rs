@@ -337,8 +337,7 @@ impl Creation {
             + Sync
             + 'static,
     {
-        let Created { text, kept, is_replay } = self.create(api, create).await?;
-        Ok(if is_replay { replay(text) } else { api.requests.answer(text, kept) })
+        Ok(self.create(api, create).await?.answer(api))
     }
 
     /// As [`Creation::once`], where the answer holds what may not be kept as it is: what `create` gives is kept, and
@@ -367,11 +366,31 @@ impl Creation {
             + Sync
             + 'static,
     {
+        match self.begin(api).await? {
+            Start::Again(text) => Ok(Created { text, kept: None, is_replay: true }),
+            Start::First(started) => started.create(api, create).await,
+        }
+    }
+
+    /// Takes hold of the key, before anything is done; or finds the first answer.
+    ///
+    /// # Errors
+    ///
+    /// When the key is in use, or was used for something else.
+    pub async fn begin(self, api: &Api) -> Result<Start, Error> {
         let mut hold = Hold::new(api);
+        if self.repetition == (Repetition::Sdk { is_retry: true }) {
+            let (db, now) = (api.app.db.read(), api.app.clock.now());
+            let of = Request { owner: &self.owner, path: self.path };
+            let answer = idempotency::unanswered(db, now, &of, &self.fingerprint).await?;
+            if let Some(text) = answer {
+                return Ok(Start::Again(text));
+            }
+        }
         if let Repetition::Key(key) = &self.repetition {
             match api.requests.begin(&api.app, &self.owner, self.path, key).await? {
                 Begun::Answered { fingerprint, response } if fingerprint == self.fingerprint => {
-                    return Ok(Created { text: response, kept: None, is_replay: true });
+                    return Ok(Start::Again(response));
                 }
                 Begun::Answered { .. } => {
                     return Err(Error::Mismatch(
@@ -383,29 +402,7 @@ impl Creation {
                 Begun::Running => {}
             }
         }
-        let (this, create, record) = (Arc::new(self), Arc::new(create), hold.record);
-        let (now, holder) = (api.app.clock.now(), Arc::clone(&api.requests.holder));
-        let written = api
-            .app
-            .db
-            .intake(move |tx| {
-                let (this, create, holder) =
-                    (Arc::clone(&this), Arc::clone(&create), Arc::clone(&holder));
-                Box::pin(async move { this.write(tx, now, &holder, record, &*create).await })
-            })
-            .await;
-        let created = match written {
-            Ok(written) => written,
-            Err(error) => {
-                // Before the answer: the client may use the key at once.
-                hold.let_go().await;
-                return Err(error);
-            }
-        };
-        if let Some(record) = hold.record.take() {
-            api.requests.ended(record);
-        }
-        Ok(created)
+        Ok(Start::First(Started { creation: self, hold }))
     }
 
     async fn write<F>(
@@ -442,12 +439,87 @@ impl Creation {
     }
 }
 
+/// Whether a creating request is the first of its kind.
+pub enum Start {
+    First(Started),
+    /// What was answered before.
+    Again(String),
+}
+
+/// A creating request that holds its key.
+pub struct Started {
+    creation: Creation,
+    hold: Hold,
+}
+
+impl Started {
+    /// Lets the key go: nothing was made.
+    pub async fn let_go(mut self) {
+        self.hold.let_go().await;
+    }
+
+    /// As [`Creation::once`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Creation::once`].
+    pub async fn once<F>(self, api: &Api, create: F) -> Result<Response, Error>
+    where
+        F: for<'t> Fn(&'t Transaction) -> BoxFuture<'t, Result<String, Error>>
+            + Send
+            + Sync
+            + 'static,
+    {
+        Ok(self.create(api, create).await?.answer(api))
+    }
+
+    async fn create<F>(self, api: &Api, create: F) -> Result<Created, Error>
+    where
+        F: for<'t> Fn(&'t Transaction) -> BoxFuture<'t, Result<String, Error>>
+            + Send
+            + Sync
+            + 'static,
+    {
+        let Self { creation, mut hold } = self;
+        let (this, create, record) = (Arc::new(creation), Arc::new(create), hold.record);
+        let (now, holder) = (api.app.clock.now(), Arc::clone(&api.requests.holder));
+        let written = api
+            .app
+            .db
+            .intake(move |tx| {
+                let (this, create, holder) =
+                    (Arc::clone(&this), Arc::clone(&create), Arc::clone(&holder));
+                Box::pin(async move { this.write(tx, now, &holder, record, &*create).await })
+            })
+            .await;
+        let created = match written {
+            Ok(written) => written,
+            Err(error) => {
+                // Before the answer: the client may use the key at once.
+                hold.let_go().await;
+                return Err(error);
+            }
+        };
+        if let Some(record) = hold.record.take() {
+            api.requests.ended(record);
+        }
+        Ok(created)
+    }
+}
+
 /// What a creating request came to.
 struct Created {
     text: String,
     /// The record that keeps the text until it was sent.
     kept: Option<RecordId>,
     is_replay: bool,
+}
+
+impl Created {
+    fn answer(self, api: &Api) -> Response {
+        let Self { text, kept, is_replay } = self;
+        if is_replay { replay(text) } else { api.requests.answer(text, kept) }
+    }
 }
 
 /// What a request is told whose process was silent for so long that a repetition took its key.

@@ -1,7 +1,5 @@
 //! A new batch of what has come to nothing in one that has ended: the requests that failed or never ran.
 
-use std::collections::HashSet;
-
 use futures_util::TryStreamExt as _;
 use sea_orm::ConnectionTrait;
 use sha2::Digest as _;
@@ -11,11 +9,13 @@ use uuid::Uuid;
 use super::NewBatch;
 use super::create;
 use super::create::Wanted;
+use super::store;
 use super::store::Batch;
 use super::store::BatchView;
 use crate::app::App;
 use crate::blobs::BlobError;
 use crate::blobs::BlobKey;
+use crate::blobs::ByteStream;
 use crate::clock::Timestamp;
 use crate::db::Transaction;
 use crate::error::Error;
@@ -29,12 +29,16 @@ use crate::ids::RunId;
 use crate::ids::managed::ManagedId;
 use crate::results;
 use crate::results::Digest;
+use crate::results::Digests;
 use crate::results::Line;
-use crate::results::LineOutcome;
 use crate::results::Lines;
 use crate::results::RawLine;
 use crate::results::Source;
+use crate::runs;
+use crate::runs::ingestion;
+use crate::runs::observation;
 use crate::runs::store::Run;
+use crate::runs::submission;
 
 /// Rows that are read at once.
 const READ: u32 = 5000;
@@ -45,18 +49,31 @@ pub struct Retry {
     pub file: NewFile,
     pub destinations: Vec<Destination>,
     pub batch: NewBatch,
+    of: Batch,
+    /// How many runs had to do with these requests.
+    related: usize,
 }
 
-/// Writes the requests that a batch has not answered to the blob store, byte for byte as they were. Of several runs
-/// `model` chooses; without it, all must lack the same.
+/// Which requests are to be retried.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asked<'a> {
+    /// Those of one model's runs, or of one run; without either, all runs must lack the same.
+    pub model: Option<&'a str>,
+    pub deployment_id: Option<&'a str>,
+    /// Also those that may have been answered, or may be running still.
+    pub force: bool,
+}
+
+/// Writes the requests that no run has answered, nor a retry of it, to the blob store, byte for byte as they were.
 ///
 /// # Errors
 ///
-/// When the batch has not ended, its input is not here any more, or there is nothing to retry.
+/// When the batch or a retry of it has not ended, it is not known what was answered, the input is not here any more, or
+/// there is nothing to retry.
 pub async fn prepare(
     app: &App,
     view: &BatchView,
-    model: Option<&str>,
+    asked: Asked<'_>,
     request_id: &str,
 ) -> Result<Retry, Error> {
     let batch = &view.batch;
@@ -65,27 +82,35 @@ pub async fn prepare(
             "the batch has not ended: what it lacks is known then; `cancel` ends it".to_owned();
         return Err(conflict("batch_not_ended", message));
     }
-    let runs = chosen(&view.runs, model)?;
+    let runs = chosen(&view.runs, asked)?;
+    let mut destinations =
+        runs.iter().map(|run| destination(app, run)).collect::<Result<Vec<_>, _>>()?;
+    let mut related = related(app.db.read(), batch, &destinations).await?;
+    if !asked.force {
+        let retries = related.iter().filter(|run| run.batch_id != batch.first());
+        runs.iter().copied().chain(retries).try_for_each(check_known)?;
+    }
     let input = input(app.db.read(), batch).await?;
-    let (mut answered, mut names) = (Vec::with_capacity(runs.len()), Vec::new());
+    let mut answered = Vec::with_capacity(runs.len());
     for run in &runs {
-        let all = succeeded(app.db.scan(), run.id).await?;
-        let lacks_some = input.lines.is_none_or(|lines| all.len() < lines.unsigned_abs() as usize);
-        // One that lacks nothing is left alone, if it was not asked for.
-        if lacks_some || runs.len() == 1 {
-            answered.push(all);
-            names.push(run.model.clone());
+        let mut found = Digests::default();
+        for related in related.iter().filter(|it| it.deployment_id == run.deployment_id) {
+            add_succeeded(app.db.scan(), related.id, &mut found).await?;
         }
+        answered.push(found);
     }
-    if answered.is_empty() {
-        return Err(nothing_to_retry());
+    if answered.len() > 1 {
+        // A run that lacks nothing is left alone.
+        let lacks_some = lacks_some(app, &input, &answered).await?;
+        let (mut run, mut sent) = (lacks_some.iter(), lacks_some.iter());
+        answered.retain(|_| run.next() == Some(&true));
+        destinations.retain(|_| sent.next() == Some(&true));
+        related.retain(|run| destinations.iter().any(|it| it.deployment_id == run.deployment_id));
     }
-    names.dedup();
-    let destinations = app.destinations(&names)?;
-    let may_differ = model.is_some();
-    let rest = write_rest(app, &input, &answered, may_differ).await?;
+    let rest = write_rest(app, &input, &answered).await?;
     let (lines, bytes) = (rest.lines, rest.bytes);
-    let retry = rest.retry(app.clock.now(), batch, &input, destinations, request_id);
+    let related = related.len();
+    let retry = rest.retry(app.clock.now(), batch, &input, destinations, related, request_id);
     let checked = app.check_batch(&retry.destinations, lines, bytes);
     if let Err(error) = checked {
         discard(app, &retry.file.blob_key).await;
@@ -98,7 +123,7 @@ pub async fn prepare(
 ///
 /// # Errors
 ///
-/// As [`create::create`].
+/// As [`create::create`], and when another retry of these requests was made meanwhile.
 pub async fn create(
     tx: &Transaction,
     now: Timestamp,
@@ -106,7 +131,13 @@ pub async fn create(
     sending: &files::create::Dispatch,
     dispatch: &create::Dispatch,
 ) -> Result<BatchView, Error> {
-    let Retry { file, destinations, batch } = retry;
+    let Retry { file, destinations, of, related: known, batch } = retry;
+    // Held, so that of two retries at once the second sees the first.
+    store::lock(tx, of.first()).await?;
+    if related(tx, of, destinations).await?.len() != *known {
+        let message = "the requests were retried by another batch meanwhile".to_owned();
+        return Err(conflict("retry_superseded", message));
+    }
     files::create::create(tx, now, file, destinations, sending).await?;
     let wanted = Wanted { file_id: file.id, models: None };
     create::create(tx, now, batch, &wanted, dispatch).await
@@ -140,13 +171,74 @@ fn nothing_to_retry() -> Error {
     conflict("nothing_to_retry", message)
 }
 
-fn chosen<'r>(runs: &'r [Run], model: Option<&str>) -> Result<Vec<&'r Run>, Error> {
-    let Some(model) = model else { return Ok(runs.iter().collect()) };
-    let runs: Vec<_> = runs.iter().filter(|run| run.model == model).collect();
-    if runs.is_empty() {
-        return Err(Error::invalid("model", "`model` must be one that the batch ran on"));
+fn chosen<'r>(runs: &'r [Run], asked: Asked<'_>) -> Result<Vec<&'r Run>, Error> {
+    let is_asked = |run: &&Run| {
+        asked.model.is_none_or(|model| run.model == model)
+            && asked.deployment_id.is_none_or(|id| run.deployment_id == id)
+    };
+    let chosen: Vec<_> = runs.iter().filter(is_asked).collect();
+    if chosen.is_empty() {
+        let (param, message) = match asked.deployment_id {
+            Some(_) => ("deployment_id", "`deployment_id` must be one that the batch ran on"),
+            None => ("model", "`model` must be one that the batch ran on"),
+        };
+        return Err(Error::invalid(param, message));
     }
-    Ok(runs)
+    Ok(chosen)
+}
+
+/// Where a run was, whatever its model leads to by now.
+fn destination(app: &App, run: &Run) -> Result<Destination, Error> {
+    if app.providers.get(&run.provider).is_none() {
+        let message = format!("the provider `{}` is not configured any more", run.provider);
+        return Err(conflict("provider_not_configured", message));
+    }
+    Ok(Destination {
+        deployment_id: run.deployment_id.clone(),
+        model: run.model.clone(),
+        provider: run.provider.clone(),
+        provider_model: run.provider_model.clone(),
+    })
+}
+
+/// The runs of a batch at these deployments, and those of the first one that it retries and of all retries of that: all
+/// have ended.
+async fn related(
+    db: &impl ConnectionTrait,
+    batch: &Batch,
+    destinations: &[Destination],
+) -> Result<Vec<Run>, Error> {
+    let batches = store::with_retries(db, batch.first()).await?;
+    let ids: Vec<_> = batches.iter().map(|batch| batch.id).collect();
+    let mut runs = runs::store::of_batches(db, &ids).await?;
+    runs.retain(|run| destinations.iter().any(|it| it.deployment_id == run.deployment_id));
+    let Some(open) = runs.iter().find(|run| run.ended_at.is_none()) else { return Ok(runs) };
+    let open = batches.iter().find(|batch| batch.id == open.batch_id);
+    let message = format!(
+        "these requests are being retried by the batch `{}`; wait for its end, or cancel it",
+        open.map_or("", |batch| &batch.managed_id)
+    );
+    Err(conflict("retry_under_way", message))
+}
+
+/// Whether it is known what a run has answered.
+fn check_known(run: &Run) -> Result<(), Error> {
+    let failure = run.failure();
+    let why = match failure.as_ref().map(|failure| failure.code.as_str()) {
+        Some(ingestion::LOST | ingestion::UNAVAILABLE | ingestion::INCOMPLETE) => {
+            "has answered requests whose results are not here"
+        }
+        Some(observation::PROVIDER_BATCH_LOST | submission::BATCH_IMPORTED) => {
+            "may be running, or have answered, all of them"
+        }
+        _ if run.unknown_for().is_some() => "may be running, or have answered, all of them",
+        _ => return Ok(()),
+    };
+    let message = format!(
+        "the run on `{}` {why}; with `\"force\": true` they are run, and paid for, once more",
+        run.model
+    );
+    Err(conflict("answers_unknown", message))
 }
 
 async fn input(db: &impl ConnectionTrait, batch: &Batch) -> Result<File, Error> {
@@ -165,19 +257,23 @@ fn input_gone() -> Error {
     conflict("input_gone", message)
 }
 
-async fn succeeded(db: &impl ConnectionTrait, run: RunId) -> Result<HashSet<Digest>, Error> {
-    let mut found = HashSet::new();
+async fn add_succeeded(
+    db: &impl ConnectionTrait,
+    run: RunId,
+    found: &mut Digests,
+) -> Result<(), Error> {
     for source in Source::ALL {
         let mut after = 0;
         loop {
-            let outcome = Some(LineOutcome::Succeeded);
-            let rows = results::store::custom_ids(db, run, source, outcome, after, READ).await?;
+            let rows = results::store::succeeded(db, run, source, after, READ).await?;
             let Some((last, _)) = rows.last() else { break };
             after = *last;
-            found.extend(rows.iter().map(|(_, custom_id)| Digest::of(custom_id)));
+            for (_, custom_id) in &rows {
+                found.insert(Digest::of(custom_id));
+            }
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 /// What is left of an input, as it was written.
@@ -195,6 +291,7 @@ impl Rest {
         batch: &Batch,
         input: &File,
         destinations: Vec<Destination>,
+        related: usize,
         request_id: &str,
     ) -> Retry {
         let id = FileId::mint();
@@ -221,7 +318,7 @@ impl Rest {
             expires_at: input.expires_at.map(|at| now.after(at.since(input.created_at))),
             lines: Some(self.lines),
         };
-        let batch = NewBatch {
+        let new = NewBatch {
             id: BatchId::mint(),
             owner: batch.owner.clone(),
             input_file_id: Some(id),
@@ -231,9 +328,10 @@ impl Rest {
             metadata: batch.metadata(),
             output_expires_after: batch.output_expires_after,
             is_imported: false,
+            retry_of: Some(batch.first()),
             request_id: Some(request_id.to_owned()),
         };
-        Retry { file, destinations, batch }
+        Retry { file, destinations, batch: new, of: batch.clone(), related }
     }
 }
 
@@ -244,19 +342,35 @@ fn filename(of_input: &str) -> String {
     format!("{stem}.retry.jsonl")
 }
 
-/// Writes the lines that some of the runs lack; that must be all of them, unless they `may_differ`.
-async fn write_rest(
-    app: &App,
-    input: &File,
-    answered: &[HashSet<Digest>],
-    may_differ: bool,
-) -> Result<Rest, Error> {
-    let from = BlobKey::Stored(input.blob_key.clone().unwrap_or_default());
-    let mut body = match app.blobs.read(&from, 0..input.bytes.unsigned_abs()).await {
-        Ok(body) => body,
-        Err(BlobError::Missing(_)) => return Err(input_gone()),
-        Err(error) => return Err(error.into()),
+/// Which of the runs lack an answer to some line.
+async fn lacks_some(app: &App, input: &File, answered: &[Digests]) -> Result<Vec<bool>, Error> {
+    let mut found = vec![false; answered.len()];
+    let mut look_at = |line: RawLine<'_>| {
+        let Some(line) = line.text.and_then(Line::read) else { return };
+        let digest = Digest::of(&results::stored(&line.custom_id));
+        for (lacks_some, answered) in found.iter_mut().zip(answered) {
+            *lacks_some |= !answered.contains(digest);
+        }
     };
+    let (mut body, mut lines) = (read(app, input).await?, Lines::starting_at(0));
+    while let Some(chunk) = body.try_next().await.map_err(BlobError::from)? {
+        lines.feed(&chunk, &mut look_at);
+    }
+    lines.finish(look_at);
+    Ok(found)
+}
+
+async fn read(app: &App, input: &File) -> Result<ByteStream, Error> {
+    let key = BlobKey::Stored(input.blob_key.clone().unwrap_or_default());
+    app.blobs.read(&key, 0..input.bytes.unsigned_abs()).await.map_err(|error| match error {
+        BlobError::Missing(_) => input_gone(),
+        error => error.into(),
+    })
+}
+
+/// Writes the lines that the runs lack: all of them the same.
+async fn write_rest(app: &App, input: &File, answered: &[Digests]) -> Result<Rest, Error> {
+    let mut body = read(app, input).await?;
     let key = BlobKey::Upload { at: app.clock.now(), id: Uuid::now_v7() };
     // Dropped before its end, it leaves nothing.
     let mut writer = app.blobs.writer(&key);
@@ -273,7 +387,7 @@ async fn write_rest(
                     .finish(|line| kept.look_at(line));
             }
         }
-        kept.check(may_differ)?;
+        kept.check()?;
         let text = std::mem::take(&mut kept.text);
         sha256.update(&text);
         bytes += text.len() as u64;
@@ -290,7 +404,7 @@ async fn write_rest(
 /// The lines to be written.
 #[derive(Default)]
 struct Kept<'a> {
-    answered: &'a [HashSet<Digest>],
+    answered: &'a [Digests],
     text: Vec<u8>,
     lines: u64,
     /// Some run has answered what another lacks.
@@ -307,7 +421,7 @@ impl Kept<'_> {
         // The intake has let no other lines pass.
         let Some(read) = Line::read(text) else { return };
         let digest = Digest::of(&results::stored(&read.custom_id));
-        let lacking = self.answered.iter().filter(|answered| !answered.contains(&digest)).count();
+        let lacking = self.answered.iter().filter(|answered| !answered.contains(digest)).count();
         if lacking == 0 {
             return;
         }
@@ -317,11 +431,12 @@ impl Kept<'_> {
         self.text.push(b'\n');
     }
 
-    fn check(&self, may_differ: bool) -> Result<(), Error> {
-        if self.differs && !may_differ {
+    fn check(&self) -> Result<(), Error> {
+        if self.differs {
             return Err(Error::missing(
                 "model",
-                "the models of this batch lack different requests; say for which one to retry: `model`",
+                "the runs of this batch lack different requests; say for which one to retry, by its `model` or its \
+                 `deployment_id`",
             ));
         }
         if self.is_too_long {
@@ -338,8 +453,12 @@ mod tests {
     use super::*;
 
     fn kept(answered: &[&[&str]], input: &[u8]) -> (Vec<u8>, u64, bool) {
-        let sets: Vec<HashSet<Digest>> =
-            answered.iter().map(|ids| ids.iter().map(|id| Digest::of(id)).collect()).collect();
+        let mut sets = Vec::new();
+        for ids in answered {
+            let mut set = Digests::default();
+            ids.iter().for_each(|id| assert!(set.insert(Digest::of(id))));
+            sets.push(set);
+        }
         let mut kept = Kept { answered: &sets, ..Kept::default() };
         let mut lines = Lines::starting_at(0);
         lines.feed(input, |line| kept.look_at(line));

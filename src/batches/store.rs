@@ -29,9 +29,9 @@ pub async fn insert(
 ) -> Result<(), DbErr> {
     let metadata = batch.metadata.as_ref().map(serde_json::to_string).transpose();
     let sql = "INSERT INTO batches (id, managed_id, managed_id_hash, owner, input_file_id, input_file, endpoint, \
-               completion_window, metadata, output_expires_after, is_imported, status, request_id, created_at) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'validating', $12, $13)";
-    let values: [Value; 13] = [
+               completion_window, metadata, output_expires_after, is_imported, retry_of, status, request_id, created_at) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 'validating', $13, $14)";
+    let values: [Value; 14] = [
         batch.id.0.into(),
         managed_id.into(),
         managed::hash(managed_id).into(),
@@ -43,6 +43,7 @@ pub async fn insert(
         metadata.map_err(|error| DbErr::Json(error.to_string()))?.into(),
         batch.output_expires_after.into(),
         batch.is_imported.into(),
+        batch.retry_of.map(|id| id.0).into(),
         batch.request_id.clone().into(),
         now.0.into(),
     ];
@@ -64,6 +65,8 @@ pub struct Batch {
     /// Seconds.
     pub output_expires_after: Option<i64>,
     pub is_imported: bool,
+    /// The first batch of which it retries requests.
+    pub retry_of: Option<BatchId>,
     status: String,
     pub total: i64,
     pub completed: i64,
@@ -86,6 +89,11 @@ impl Batch {
         self.status.parse().map_err(DbErr::Type)
     }
 
+    /// The batch that its requests were first in.
+    pub fn first(&self) -> BatchId {
+        self.retry_of.unwrap_or(self.id)
+    }
+
     pub fn metadata(&self) -> Option<Metadata> {
         self.metadata.as_deref().and_then(|metadata| serde_json::from_str(metadata).ok())
     }
@@ -103,7 +111,7 @@ pub struct BatchView {
 }
 
 const SELECT: &str = "SELECT b.id, b.managed_id, b.owner, b.input_file_id, b.input_file, b.endpoint, \
-     b.completion_window, b.metadata, b.output_expires_after, b.is_imported, b.status, b.total, b.completed, \
+     b.completion_window, b.metadata, b.output_expires_after, b.is_imported, b.retry_of, b.status, b.total, b.completed, \
      b.failed, b.usage, b.errors, b.request_id, b.created_at, b.expires_at, b.in_progress_at, b.finalizing_at, \
      b.cancelling_at, b.ended_at, o.managed_id AS managed_output_file, e.managed_id AS managed_error_file \
      FROM batches b LEFT JOIN files o ON o.id = b.output_file_id LEFT JOIN files e ON e.id = b.error_file_id";
@@ -117,6 +125,12 @@ pub async fn find(db: &impl ConnectionTrait, managed_id: &str) -> Result<Option<
 pub async fn find_by_id(db: &impl ConnectionTrait, id: BatchId) -> Result<Option<Batch>, DbErr> {
     let sql = format!("{SELECT} WHERE b.id = $1");
     Batch::find_by_statement(statement(db, &sql, [id.0.into()])).one(db).await
+}
+
+/// A batch with all retries of it, the first one first.
+pub async fn with_retries(db: &impl ConnectionTrait, id: BatchId) -> Result<Vec<Batch>, DbErr> {
+    let sql = format!("{SELECT} WHERE b.id = $1 OR b.retry_of = $1 ORDER BY b.id");
+    Batch::find_by_statement(statement(db, &sql, [id.0.into()])).all(db).await
 }
 
 /// One page of batches, `page.limit + 1` at most: the one more tells that there is another page.

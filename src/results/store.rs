@@ -237,13 +237,33 @@ pub async fn indexed(
     tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
 }
 
-/// The `custom_id`s of lines without a problem, in the order of their lines, behind `after`; at most `limit`. Only
-/// those with this outcome, if one is named.
-pub async fn custom_ids(
+/// The `custom_id`s of lines that count, in the order of their lines, behind `after`; at most `limit`.
+pub async fn answered(
     db: &impl ConnectionTrait,
     run: RunId,
     source: Source,
-    outcome: Option<LineOutcome>,
+    after: i64,
+    limit: u32,
+) -> Result<Vec<(i64, String)>, DbErr> {
+    custom_ids(db, "custom_id IS NOT NULL AND problem IS NULL", run, source, after, limit).await
+}
+
+/// Likewise of lines that succeeded, whether they count or not: a success may stand behind a failure.
+pub async fn succeeded(
+    db: &impl ConnectionTrait,
+    run: RunId,
+    source: Source,
+    after: i64,
+    limit: u32,
+) -> Result<Vec<(i64, String)>, DbErr> {
+    custom_ids(db, "outcome = 'succeeded'", run, source, after, limit).await
+}
+
+async fn custom_ids(
+    db: &impl ConnectionTrait,
+    of: &str,
+    run: RunId,
+    source: Source,
     after: i64,
     limit: u32,
 ) -> Result<Vec<(i64, String)>, DbErr> {
@@ -252,16 +272,11 @@ pub async fn custom_ids(
         line: i64,
         custom_id: String,
     }
-    let mut values: Vec<Value> =
-        vec![run.0.into(), source.as_str().into(), after.into(), limit.into()];
-    let mut sql = "SELECT line, custom_id FROM batch_results WHERE run_id = $1 AND source = $2 AND line > $3 \
-                   AND custom_id IS NOT NULL AND problem IS NULL"
-        .to_owned();
-    if let Some(outcome) = outcome {
-        values.push(outcome.as_str().into());
-        sql.push_str(" AND outcome = $5");
-    }
-    sql.push_str(" ORDER BY line LIMIT $4");
+    let sql = format!(
+        "SELECT line, custom_id FROM batch_results WHERE run_id = $1 AND source = $2 AND line > $3 AND {of} \
+         ORDER BY line LIMIT $4"
+    );
+    let values: [Value; 4] = [run.0.into(), source.as_str().into(), after.into(), limit.into()];
     let rows = Row::find_by_statement(statement(db, &sql, values)).all(db).await?;
     Ok(rows.into_iter().map(|row| (row.line, row.custom_id)).collect())
 }

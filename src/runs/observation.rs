@@ -39,7 +39,9 @@ const SHORTEST_CAPACITY_PAUSE: Duration = Duration::from_secs(60);
 const LONGEST_CAPACITY_PAUSE: Duration = Duration::from_secs(15 * 60);
 /// A batch that its provider does not show for this long is lost there. It may lag after the create.
 pub const LOST_AFTER: Duration = Duration::from_secs(3600);
-/// The same where it shows none of ours: the account may be a wrong one.
+/// The code of a run whose batch its provider does not show any more.
+pub const PROVIDER_BATCH_LOST: &str = "provider_batch_lost";
+/// As [`LOST_AFTER`] where it shows none of ours: the account may be a wrong one.
 const ALL_LOST_AFTER: Duration = Duration::from_secs(25 * 3600);
 /// The same for an imported one, whose name may be mistyped. It can be imported again.
 const IMPORT_LOST_AFTER: Duration = Duration::from_secs(60);
@@ -318,7 +320,7 @@ pub async fn missed(
         "`{}` does not know the batch `{id}`; if it does after all, import it",
         run.provider
     );
-    let failure = Failure::permanent("provider_batch_lost", message);
+    let failure = Failure::permanent(PROVIDER_BATCH_LOST, message);
     store::release(tx, run.id).await?;
     end(tx, now, &run, RunStatus::Failed, Some(&failure)).await
 }

@@ -38,6 +38,8 @@ pub const UNKNOWN_FOR: Duration = Duration::from_secs(60 + 600);
 
 /// The code of what nobody here can find out.
 pub const OUTCOME_UNKNOWN: &str = "outcome_unknown";
+/// The code of a run whose batch another one was made of.
+pub const BATCH_IMPORTED: &str = "batch_imported";
 /// How long a run waits for room at its provider, and how often it is refused where nothing else of ours takes room.
 const LONGEST_WAIT_FOR_ROOM: Duration = Duration::from_secs(7 * 24 * 3600);
 const MOST_REFUSALS: i32 = 12;
@@ -158,7 +160,7 @@ pub async fn submitted(
             now,
             run,
             RunStatus::Failed,
-            Some(&Failure::permanent("batch_imported", message)),
+            Some(&Failure::permanent(BATCH_IMPORTED, message)),
         )
         .await;
     }

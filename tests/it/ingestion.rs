@@ -707,17 +707,144 @@ async fn a_retry_is_for_the_models_that_lack_something() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_is_retried_once_at_a_time_and_never_once_it_is_answered() {
+    for kind in BOTH {
+        let env = Env::with(options(kind)).await;
+        let failing = |ids: &[&str]| BatchSettings {
+            failing: ids.iter().map(|id| ((*id).to_owned(), 500)).collect(),
+            ..BatchSettings::default()
+        };
+        configure(&env, "a", failing(&["r-1", "r-3"]));
+        let batch = env.client.batch_ended(&created(&env, &["a"], 5).await).await;
+        let hold_at = Some(BatchState::InProgress);
+        configure(&env, "a", BatchSettings { hold_at, ..failing(&["r-3"]) });
+        let clicks = (0..10).map(|_| retried(&env, &batch, json!({})));
+        let clicks = futures_util::future::join_all(clicks).await;
+        let made: Vec<_> = clicks.iter().filter(|(code, _)| *code == 200).collect();
+        assert_eq!(made.len(), 1, "{clicks:?}");
+        let first = made[0].1.clone();
+        assert!(clicks.iter().all(|(code, _)| [200, 409].contains(code)), "{clicks:?}");
+        let (code, error) = retried(&env, &batch, json!({"force": true})).await;
+        assert_eq!((code, &error["error"]["code"]), (409, &json!("retry_under_way")), "{error}");
+        env.sandbox.release_batches("a");
+        let first = env.client.batch_ended(&first).await;
+        assert_eq!(first["request_counts"], json!({"total": 2, "completed": 1, "failed": 1}));
+
+        configure(&env, "a", BatchSettings::default());
+        // Whether the batch or its retry is retried: it is the same request.
+        let (code, second) = retried(&env, &first, json!({})).await;
+        assert_eq!(code, 200, "{second}");
+        let second = env.client.batch_ended(&second).await;
+        assert_eq!(custom_ids(&results(&env, &second, "").await), ["r-3"]);
+        for batch in [&batch, &first, &second] {
+            let (code, error) = retried(&env, batch, json!({"force": true})).await;
+            assert_eq!((code, &error["error"]["code"]), (409, &json!("nothing_to_retry")), "{error}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_two_deployments_of_one_model_lack_is_retried_where_it_is_lacking() {
+    let mut options = options(Kind::Sqlite);
+    options.extra.push_str("[[models]]\nname = \"a\"\nprovider = \"at-b\"\nmodel = \"a-at-b\"\n");
+    let env = Env::with(options).await;
+    for (account, request) in [("a", "r-0"), ("b", "r-1")] {
+        let failing = [(request.to_owned(), 500)].into();
+        configure(&env, account, BatchSettings { failing, ..BatchSettings::default() });
+    }
+    let batch = env.client.batch_ended(&created(&env, &["a"], 3).await).await;
+    let runs = batch["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 2, "{batch}");
+    let (code, error) = retried(&env, &batch, json!({"model": "a"})).await;
+    assert_eq!((code, &error["error"]["param"]), (400, &json!("model")), "{error}");
+    for (provider, request) in [("at-a", "r-0"), ("at-b", "r-1")] {
+        let run = runs.iter().find(|run| run["provider"] == provider).unwrap();
+        for account in ["a", "b"] {
+            configure(&env, account, BatchSettings::default());
+        }
+        let asked = json!({"deployment_id": run["deployment_id"]});
+        let (code, new) = retried(&env, &batch, asked).await;
+        assert_eq!(code, 200, "{new}");
+        let new = env.client.batch_ended(&new).await;
+        assert_eq!(new["runs"].as_array().unwrap().len(), 1, "{new}");
+        assert_eq!(new["runs"][0]["provider"], provider);
+        assert_eq!(custom_ids(&results(&env, &new, "").await), [request]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_success_counts_behind_a_failure_and_what_is_unknown_is_retried_by_force() {
+    let env = Env::with(options(Kind::Sqlite)).await;
+    let hold_at = Some(BatchState::Finalizing);
+    configure(&env, "a", BatchSettings { hold_at, ..BatchSettings::default() });
+    let batch = created(&env, &["a"], 3).await;
+    let at = eventually(PATIENCE, async || {
+        env.sandbox.batches("a").first().map(|batch| batch.id.clone())
+    })
+    .await;
+    let line = |custom_id: &str, status: u16| {
+        format!("{}\n", json!({"custom_id": custom_id, "response": {"status_code": status}}))
+    };
+    let output = [line("r-0", 500), line("r-0", 200), line("r-1", 200)].concat();
+    env.sandbox.set_batch_output("a", &at, BatchFile::Output, output.into()).unwrap();
+    env.sandbox.release_batches("a");
+    let batch = env.client.batch_ended(&batch).await;
+    assert_eq!(batch["runs"][0]["error"]["code"], "output_incomplete", "{batch}");
+    configure(&env, "a", BatchSettings::default());
+    let (code, error) = retried(&env, &batch, json!({})).await;
+    assert_eq!((code, &error["error"]["code"]), (409, &json!("answers_unknown")), "{error}");
+    let (code, new) = retried(&env, &batch, json!({"force": true})).await;
+    assert_eq!(code, 200, "{new}");
+    let new = env.client.batch_ended(&new).await;
+    assert_eq!(custom_ids(&results(&env, &new, "").await), ["r-2"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_with_a_key_is_made_once_and_answered_when_its_input_is_gone() {
+    for kind in BOTH {
+        let env = Env::with(options(kind)).await;
+        let failing = [("r-1".to_owned(), 500)].into();
+        configure(&env, "a", BatchSettings { failing, ..BatchSettings::default() });
+        let batch = env.client.batch_ended(&created(&env, &["a"], 3).await).await;
+        let path = format!("/v1/batches/{}/retry", id(&batch));
+        let retry =
+            || env.client.request(Method::POST, &path).header("idempotency-key", "k").send();
+        let answers = futures_util::future::join_all((0..50).map(|_| retry())).await;
+        let mut made = Vec::new();
+        for response in answers {
+            let (code, body) = answer(response.unwrap()).await;
+            match code {
+                200 => made.push(id(&body).to_owned()),
+                _ => assert_eq!(body["error"]["code"], "idempotency_key_in_use", "{body}"),
+            }
+        }
+        made.dedup();
+        assert_eq!(made.len(), 1, "{made:?}");
+        assert_eq!(env.database.count("SELECT count(*) FROM batches").await, 2);
+        env.client.remove(&json!({"id": batch["input_file_id"]})).await;
+        let (code, same) = answer(retry().await.unwrap()).await;
+        assert_eq!((code, id(&same)), (200, made[0].as_str()), "{same}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unfinished_ingestion_is_no_orphan() {
     let mut env = Env::with(options(Kind::Sqlite)).await;
-    configure(&env, "a", BatchSettings::default());
-    let batch = created(&env, &["a"], 20_000).await;
-    let indexed = "SELECT COALESCE(max(lines), 0) FROM batch_outputs";
-    eventually(PATIENCE, async || (env.database.count(indexed).await > 500).then_some(())).await;
+    let failing = [("r-1".to_owned(), 500)].into();
+    configure(&env, "a", BatchSettings { failing, ..BatchSettings::default() });
+    // The output file is here, and the error file is not.
+    let hold = Fault::Hold { hold_before: true };
+    env.spoil_as("a", FaultRule { skip: 1, ..FaultRule::new(Operation::Content, hold) });
+    let batch = created(&env, &["a"], 3).await;
+    let fetched = "SELECT count(*) FROM batch_outputs WHERE blob_key IS NOT NULL";
+    eventually(PATIENCE, async || (env.database.count(fetched).await == 1).then_some(())).await;
     env.server.kill();
     env.age_blobs();
     env.restart();
     // Maintenance looks for orphans as soon as it starts.
     let batch = env.client.batch_ended(&batch).await;
-    assert_eq!(batch["request_counts"]["completed"], 20_000);
+    assert_eq!(batch["request_counts"], json!({"total": 3, "completed": 2, "failed": 1}));
     assert!(!env.client.content(&batch["output_file_id"]).await.is_empty());
+    // The output, the held call, and the error file.
+    assert_eq!(env.calls("a", Operation::Content), 3);
 }

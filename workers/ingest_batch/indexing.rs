@@ -61,7 +61,7 @@ impl Ingesting<'_> {
             let mut after = 0;
             loop {
                 let db = self.attempt.app.db.scan();
-                let rows = store::custom_ids(db, self.run.id, output.source, None, after, READ);
+                let rows = store::answered(db, self.run.id, output.source, after, READ);
                 let rows = rows.await.map_err(unreachable)?;
                 let Some((last, _)) = rows.last() else { break };
                 after = *last;

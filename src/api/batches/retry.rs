@@ -21,11 +21,14 @@ use crate::api::error::NotFound;
 use crate::api::error::PayloadTooLarge;
 use crate::api::error::UnsupportedMediaType;
 use crate::api::idempotency::Creation;
+use crate::api::idempotency::Start;
+use crate::api::idempotency::replay;
 use crate::api::json::OptionalJson;
 use crate::api::parameters::Path;
 use crate::api::request::RequestId;
 use crate::batches::create::Dispatch;
 use crate::batches::retry;
+use crate::batches::retry::Asked;
 use crate::error::Error;
 use crate::files;
 use crate::notices::Hint;
@@ -38,12 +41,17 @@ const PATH: &str = "/v1/batches/{id}/retry";
 pub struct RetryBatch {
     /// One model of the batch. It must be said where its models lack different requests.
     model: Option<String>,
+    /// One run of the batch, by where it ran: for models that are at several places.
+    deployment_id: Option<String>,
+    /// Retry also where it is not known what was answered: results were lost, or nobody knows whether the provider has the
+    /// batch. It may be paid for twice.
+    force: bool,
 }
 
 /// Retry what failed of a batch
 ///
 /// Makes a new batch, at the same models, of the requests that failed or never ran, on a file of its own. The batch itself
-/// stays as it is.
+/// stays as it is. What an earlier retry has answered is not run again; while one is under way, there is no other.
 #[utoipa::path(post, path = "/v1/batches/{id}/retry", operation_id = "retry_batch", tag = "Batches",
     security(("bearer" = [])),
     params(
@@ -76,7 +84,27 @@ pub async fn retry(
     let creation = Creation::new(&caller.owner, PATH, &headers, &(&id, &body))?;
     let app = &api.app;
     let view = find(app, &caller, &id).await?;
-    let prepared = retry::prepare(app, &view, body.model.as_deref(), &request_id.0).await?;
+    // The key comes before the work: repeated, it finds the first answer, whatever has become of the input.
+    let started = match creation.begin(&api).await? {
+        Start::First(started) => started,
+        Start::Again(text) => return Ok(replay(text)),
+    };
+    let asked = Asked {
+        model: body.model.as_deref(),
+        deployment_id: body.deployment_id.as_deref(),
+        force: body.force,
+    };
+    let prepared = {
+        let _alone = api.retries.lock().await;
+        retry::prepare(app, &view, asked, &request_id.0).await
+    };
+    let prepared = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            started.let_go().await;
+            return Err(error);
+        }
+    };
     let (installation_id, max_attempts) =
         (Arc::clone(&app.installation.id), app.config.retry.max_attempts.get());
     let sending = files::create::Dispatch {
@@ -87,7 +115,7 @@ pub async fn retry(
     let dispatch = Dispatch { installation_id, max_attempts };
     let (at, now, all) = (app.clone(), app.clock.now(), Arc::new((prepared, sending, dispatch)));
     let prepared = Arc::clone(&all);
-    let response = creation
+    let response = started
         .once(&api, move |tx| {
             let (app, all) = (at.clone(), Arc::clone(&all));
             Box::pin(async move {

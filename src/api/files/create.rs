@@ -167,8 +167,7 @@ async fn receive(
     // From here on it is done whether the client waits or not; a client that hung up comes back and
     // finds it. The key and the blob belong to the transaction now.
     let commit = Commit {
-        app: app.clone(),
-        requests: api.requests.clone(),
+        api: api.clone(),
         record: hold.record.take(),
         fingerprint,
         request,
@@ -205,8 +204,7 @@ impl Drop for Unclaimed {
 
 /// The transaction of an upload, and what comes after it.
 struct Commit {
-    app: App,
-    requests: idempotency::Requests,
+    api: Api,
     record: Option<RecordId>,
     fingerprint: Vec<u8>,
     request: Request,
@@ -218,10 +216,10 @@ struct Commit {
 impl Commit {
     /// The text of the answer; the record that keeps it until it was sent; whether it is a repetition.
     async fn run(self) -> Result<(String, Option<RecordId>, bool), Error> {
-        let Self { app, requests, record, fingerprint, request, destinations, mut form, blob } =
-            self;
+        let Self { api, record, fingerprint, request, destinations, mut form, blob } = self;
+        let (app, requests) = (api.app.clone(), api.requests.clone());
         let mut unclaimed = Unclaimed { app: app.clone(), key: blob.clone() };
-        let mut hold = Hold { api: Api { app: app.clone(), requests: requests.clone() }, record };
+        let mut hold = Hold { api, record };
         let (now, id) = (app.clock.now(), FileId::mint());
         let scanned = form.file.scanned.take();
         let lines = scanned.as_ref().map(|scanned| scanned.lines);
