@@ -64,7 +64,8 @@ pub fn stored(custom_id: &[u8]) -> Cow<'_, str> {
     {
         return Cow::Borrowed(text);
     }
-    let mut stored = String::from_utf8_lossy(custom_id).replace('\0', "\u{fffd}");
+    let beginning = &custom_id[..custom_id.len().min(BEGINNING)];
+    let mut stored = String::from_utf8_lossy(beginning).replace('\0', "\u{fffd}");
     stored.truncate(stored.floor_char_boundary(BEGINNING));
     stored.push_str(&format!("…{:032x}", half(custom_id)));
     Cow::Owned(stored)

@@ -7,7 +7,6 @@ use super::LineOutcome;
 use super::Lines;
 use super::Problem;
 use super::RawLine;
-use super::stored;
 use crate::runs::Usage;
 
 /// A line as it is to be written.
@@ -59,7 +58,7 @@ impl Ids {
             && let Some(line) = Line::read(text)
         {
             let asked = self.asked.get_or_insert_default();
-            asked.digests.push(Digest::of(&stored(&line.custom_id)));
+            asked.digests.push(Digest::of(&line.custom_id));
             asked.is_sorted = false;
         }
     }
@@ -132,7 +131,7 @@ fn indexed(raw: RawLine<'_>, next_line: &mut i64, ids: &mut Ids) -> Indexed {
     *next_line += 1;
     let Some(line) = raw.text.and_then(Line::read) else { return row };
     let outcome = if line.has_succeeded { LineOutcome::Succeeded } else { LineOutcome::Failed };
-    let custom_id = stored(&line.custom_id);
+    let custom_id = line.custom_id;
     Indexed {
         problem: ids.answer(&custom_id),
         custom_id: Some(custom_id.into_owned()),
@@ -230,7 +229,7 @@ not JSON
         for row in index(&mut asked(), 0, 0, 7) {
             let (begins_at, length) = (row.begins_at as usize, row.length as usize);
             let line = Line::read(&FILE[begins_at..begins_at + length]);
-            let custom_id = line.map(|line| stored(&line.custom_id).into_owned());
+            let custom_id = line.map(|line| line.custom_id.into_owned());
             assert_eq!(custom_id, row.custom_id);
         }
     }

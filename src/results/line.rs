@@ -16,13 +16,14 @@ use serde::de::SeqAccess;
 use serde::de::Visitor;
 use serde_json::value::RawValue;
 
+use super::stored;
 use crate::runs::Usage;
 
 /// What a line says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line<'l> {
-    /// Decoded: UTF-8, but for escaped halves of surrogate pairs.
-    pub custom_id: Cow<'l, [u8]>,
+    /// Decoded, as it is stored.
+    pub custom_id: Cow<'l, str>,
     pub has_succeeded: bool,
     pub status_code: Option<i32>,
     pub usage: Option<Usage>,
@@ -65,7 +66,7 @@ fn pass_over<'l, A: MapAccess<'l>>(map: &mut A) -> Result<(), A::Error> {
 /// The keys of a line. Read carefully, a response costs a second pass, and spoils nothing.
 #[derive(Default)]
 struct Fields<'l, const IS_CAREFUL: bool> {
-    custom_id: Option<Cow<'l, [u8]>>,
+    custom_id: Option<Cow<'l, str>>,
     has_error: bool,
     response: Response,
 }
@@ -216,10 +217,28 @@ fn object<'l, T: Object<'l>>(value: &'l RawValue) -> T {
     is_object.then(|| whole(value.get())).flatten().unwrap_or_default()
 }
 
-/// A text, decoded; none for anything else.
-fn text(value: &RawValue) -> Option<Cow<'_, [u8]>> {
-    let mut deserializer = serde_json::Deserializer::from_str(value.get());
-    Bytes::deserialize(&mut deserializer).ok().map(|bytes| bytes.0)
+/// A text, as it is stored; none for anything else. A long one is cut before it is copied.
+fn text(value: &RawValue) -> Option<Cow<'_, str>> {
+    struct Text;
+
+    impl<'l> Visitor<'l> for Text {
+        type Value = Cow<'l, str>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a text")
+        }
+
+        fn visit_borrowed_bytes<E>(self, bytes: &'l [u8]) -> Result<Self::Value, E> {
+            Ok(stored(bytes))
+        }
+
+        fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+            Ok(Cow::Owned(stored(bytes).into_owned()))
+        }
+    }
+
+    // As bytes, since half of a surrogate pair is no reason to refuse a line.
+    serde_json::Deserializer::from_str(value.get()).deserialize_bytes(Text).ok()
 }
 
 /// A whole number that is not negative, also where it is written as a text; none for anything else.
@@ -257,7 +276,6 @@ impl<'l> Deserialize<'l> for Bytes<'l> {
             }
         }
 
-        // As bytes, since half of a surrogate pair is no reason to refuse a line.
         deserializer.deserialize_bytes(Inside)
     }
 }
@@ -435,19 +453,19 @@ mod tests {
         let line = r#"{"custom_id":"a","response":1e999}"#;
         assert_eq!(Line::read(line.as_bytes()).map(|line| line.has_succeeded), Some(false));
         let line = r#"{"custom_id":"\ud800","response":"\ud800"}"#;
-        assert_eq!(Line::read(line.as_bytes()).unwrap().custom_id, &b"\xed\xa0\x80"[..]);
+        assert_eq!(Line::read(line.as_bytes()).unwrap().custom_id, stored(b"\xed\xa0\x80"));
     }
 
     #[test]
     fn escapes_are_undone_in_keys_and_ids() {
         let line = Line::read(br#"{"custom\u005fid":"\u0061\"\n"}"#).unwrap();
-        assert_eq!(line.custom_id, &b"a\"\n"[..]);
+        assert_eq!(line.custom_id, "a\"\n");
     }
 
     #[test]
     fn the_last_of_two_keys_counts() {
         let line = Line::read(br#"{"custom_id":"a","error":{},"error":null,"custom_id":"b"}"#);
-        assert_eq!(line.unwrap().custom_id, &b"b"[..]);
+        assert_eq!(line.unwrap().custom_id, "b");
     }
 
     #[test]
@@ -494,7 +512,7 @@ mod tests {
             if let Some(object) = line.as_object_mut() {
                 object.insert("custom_id".to_owned(), Value::from(id.clone()));
                 let found = read(&line).expect("it has a custom_id");
-                prop_assert_eq!(found.custom_id.as_ref(), id.as_bytes());
+                prop_assert_eq!(found.custom_id, stored(id.as_bytes()));
                 let response = line.get("response");
                 let status = response.and_then(|response| response.get("status_code")).and_then(Value::as_u64);
                 if let Some(status) = status {
