@@ -24,7 +24,7 @@ pub struct Presented<'p> {
 }
 
 /// Writes a line with what is said of it. Every key of the line is kept as it is, but for those whose names are
-/// ours: they become `provider_id` and so on. Of a broken line it writes the text, as far as it is UTF-8.
+/// ours: they become `provider_id` and so on, and what has such a name itself `provider_provider_id`. Of a broken line it writes the text, as far as it is UTF-8.
 pub fn present(line: &[u8], presented: Presented<'_>, out: &mut Vec<u8>) {
     let members = if presented.outcome == LineOutcome::Broken { None } else { members(line) };
     let status = if members.is_some() { presented.outcome } else { LineOutcome::Broken };
@@ -50,13 +50,21 @@ fn name(out: &mut Vec<u8>, key: &RawValue, value: &str) {
     out.push(b',');
     let name: Option<Cow<'_, str>> = serde_json::from_str(key.get()).ok();
     match name.as_deref() {
-        Some(name @ ("id" | "model" | "status" | "problem")) => {
+        Some(name) if is_ours(name) => {
             out.extend_from_slice(format!("\"provider_{name}\"").as_bytes());
         }
         _ => out.extend_from_slice(key.get().as_bytes()),
     }
     out.push(b':');
     out.extend_from_slice(value.as_bytes());
+}
+
+fn is_ours(name: &str) -> bool {
+    let mut name = name;
+    while let Some(rest) = name.strip_prefix("provider_") {
+        name = rest;
+    }
+    matches!(name, "id" | "model" | "status" | "problem")
 }
 
 fn member(out: &mut Vec<u8>, name: &str, value: &str) {
@@ -125,6 +133,15 @@ mod tests {
         present(line, presented, &mut out);
         let expected = r#"{"id":"result_1","model":"m","status":"succeeded","provider_id":"batch_req_1","custom_id":"a","response":{"x": 1.0e2},"provider_model":null,"error":null}"#;
         assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn no_key_comes_twice() {
+        let shown =
+            shown_as(br#"{"id":1,"provider_id":2,"provider_x":3}"#, LineOutcome::Failed, None);
+        let expected = json!({"id": "result_1", "model": "a \"model\"", "status": "failed", "provider_id": 1,
+            "provider_provider_id": 2, "provider_x": 3});
+        assert_eq!(shown, expected);
     }
 
     #[test]
