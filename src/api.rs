@@ -45,6 +45,7 @@ pub struct Api {
     requests: idempotency::Requests,
     /// Held by whoever reads which requests of a batch have succeeded: in memory are those of one batch at most.
     retries: Arc<Mutex<()>>,
+    large_results: batches::Room,
 }
 
 impl std::fmt::Debug for Api {
@@ -78,7 +79,12 @@ fn routes() -> OpenApiRouter<Api> {
 
 impl Api {
     pub fn new(app: App) -> Self {
-        Self { app, requests: idempotency::Requests::new(), retries: Arc::default() }
+        Self {
+            app,
+            requests: idempotency::Requests::new(),
+            retries: Arc::default(),
+            large_results: batches::Room::default(),
+        }
     }
 
     /// The paths, and what every request passes on its way to them.

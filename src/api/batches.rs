@@ -21,6 +21,7 @@ use self::create::Asked;
 use self::create::CreateBatch;
 use self::create::ImportBatch;
 use self::object::BatchObject;
+pub use self::results::Room;
 use super::Api;
 use super::auth::Authenticated;
 use super::description::described;

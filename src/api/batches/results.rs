@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -15,6 +16,8 @@ use futures_util::stream;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Semaphore;
 use utoipa::IntoParams;
 use utoipa::PartialSchema;
 use utoipa::ToSchema;
@@ -23,6 +26,7 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::Schema;
 
 use super::find;
+use crate::api::Api;
 use crate::api::auth::Authenticated;
 use crate::api::description::described;
 use crate::api::description::words;
@@ -54,6 +58,8 @@ const MOST: usize = 1000;
 /// What is read of a file at once, and how much of it may be lines that nobody asked for.
 const READ: u64 = 1024 * 1024;
 const GAP: u64 = 64 * 1024;
+/// Kilobytes for lines that are larger than that.
+const ROOM: usize = 128 * 1024;
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -135,19 +141,20 @@ impl ToSchema for BatchResult {
     ),
 )]
 pub async fn results(
-    State(app): State<App>,
+    State(api): State<Api>,
     Authenticated(caller): Authenticated,
     Path(id): Path,
     Query(query): Query<ResultsQuery>,
 ) -> Result<Response, Error> {
-    let mut view = find(&app, &caller, &id).await?;
-    let asked = asked(&app, &view, &query).await?;
+    let app = &api.app;
+    let mut view = find(app, &caller, &id).await?;
+    let asked = asked(app, &view, &query).await?;
     if let Some(model) = query.model.filter(|model| !model.is_empty()) {
         view.runs.retain(|run| run.model == model);
     }
     let page = results::page::page(app.db.scan(), &view.runs, &asked).await?;
-    check_kept(&app, &view, &page).await?;
-    answer(&app, page).await
+    check_kept(app, &view, &page).await?;
+    answer(&api, page).await
 }
 
 async fn asked(app: &App, view: &BatchView, query: &ResultsQuery) -> Result<Asked, Error> {
@@ -209,6 +216,40 @@ fn gone() -> Error {
     }
 }
 
+/// Room in memory for large lines, over all requests: whoever asks for one waits while others are being sent.
+#[derive(Clone, Debug)]
+pub struct Room(Arc<Semaphore>);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(ROOM)))
+    }
+}
+
+impl Room {
+    /// Room for a line as it is read and as it is answered. What is read at once anyway needs none.
+    async fn take(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        if bytes <= READ {
+            return None;
+        }
+        let kilobytes = usize::try_from(bytes / 1024 * 2).unwrap_or(ROOM).min(ROOM);
+        let semaphore = Arc::clone(&self.0);
+        semaphore.acquire_many_owned(u32::try_from(kilobytes).unwrap_or(u32::MAX)).await.ok()
+    }
+}
+
+/// What is being sent, and the room that it takes.
+struct Held {
+    text: Vec<u8>,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
+    }
+}
+
 /// Lines that lie close together in one file.
 struct Group {
     blob_key: String,
@@ -248,9 +289,19 @@ impl Group {
         Ok(read)
     }
 
+    /// As [`Self::present`], behind `before`, once there is room for it.
+    async fn shown(&self, before: &[u8], blobs: &Blobs, room: &Room) -> Result<Held, BlobError> {
+        let room = room.take(self.ends_at - self.begins_at).await;
+        let read = self.read(blobs).await?;
+        let mut text = before.to_vec();
+        self.present(&read, &mut text);
+        Ok(Held { text, _room: room })
+    }
+
     /// Writes the lines as they are answered, with a comma between any two.
     fn present(&self, read: &[u8], out: &mut Vec<u8>) {
-        out.reserve(read.len() + self.lines.len() * 128);
+        // And the end of the page.
+        out.reserve(read.len() + (self.lines.len() + 2) * 128);
         for (place_in_group, line) in self.lines.iter().enumerate() {
             if place_in_group > 0 {
                 out.push(b',');
@@ -288,37 +339,35 @@ fn grouped(lines: Vec<Located>) -> VecDeque<Group> {
 }
 
 /// Streams the page: of its bodies, one group is in memory at a time.
-async fn answer(app: &App, page: Page) -> Result<Response, Error> {
+async fn answer(api: &Api, page: Page) -> Result<Response, Error> {
     let id = |line: Option<&Located>| Value::from(line.map(|line| line.id.to_string()));
     let (first, last) = (id(page.lines.first()), id(page.lines.last()));
     let has_more = page.has_more;
     let mut groups = grouped(page.lines);
-    let mut begin = br#"{"object":"list","data":["#.to_vec();
+    let begin = br#"{"object":"list","data":["#;
+    let (blobs, room) = (api.app.blobs.clone(), api.large_results.clone());
     // The first ones are read before anything is answered, so that what fails is told.
-    if let Some(group) = groups.pop_front() {
-        let read = group.read(&app.blobs).await.map_err(|error| match error {
+    let mut first_part = match groups.pop_front() {
+        Some(group) => group.shown(begin, &blobs, &room).await.map_err(|error| match error {
             BlobError::Missing(_) => gone(),
             error => error.into(),
-        })?;
-        group.present(&read, &mut begin);
-    }
+        })?,
+        None => Held { text: begin.to_vec(), _room: None },
+    };
     let end = format!(r#"],"first_id":{first},"last_id":{last},"has_more":{has_more}}}"#);
     let kind = [(header::CONTENT_TYPE, "application/json")];
     if groups.is_empty() {
-        begin.extend_from_slice(end.as_bytes());
-        return Ok((kind, begin).into_response());
+        first_part.text.extend_from_slice(end.as_bytes());
+        return Ok((kind, Body::from(Bytes::from_owner(first_part))).into_response());
     }
-    let blobs = app.blobs.clone();
     let others = stream::iter(groups).then(move |group| {
-        let blobs = blobs.clone();
+        let (blobs, room) = (blobs.clone(), room.clone());
         async move {
-            let read = group.read(&blobs).await.map_err(std::io::Error::other)?;
-            let mut out = vec![b','];
-            group.present(&read, &mut out);
-            Ok::<_, std::io::Error>(Bytes::from(out))
+            let part = group.shown(b",", &blobs, &room).await;
+            part.map(Bytes::from_owner).map_err(std::io::Error::other)
         }
     });
-    let body = stream::iter([Ok(Bytes::from(begin))])
+    let body = stream::iter([Ok(Bytes::from_owner(first_part))])
         .chain(others)
         .chain(stream::iter([Ok(Bytes::from(end))]));
     Ok((kind, Body::from_stream(body)).into_response())
