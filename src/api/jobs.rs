@@ -292,7 +292,8 @@ async fn cancel(
 
 /// Retry a job that failed or was cancelled
 ///
-/// With all its attempts anew.
+/// With all its attempts anew. An `ingest_batch` job that failed fetches the results that did not come: its batch is
+/// `finalizing` again until they are here, or fail to come once more.
 #[utoipa::path(post, path = "/v1/jobs/{id}/retry", operation_id = "retry_job", tag = "Jobs",
     security(("bearer" = [])),
     params(("id" = String, Path, description = "The job.")),

@@ -155,8 +155,9 @@ pub async fn delete_lines(
     source: Source,
     limit: u32,
 ) -> Result<u64, DbErr> {
-    let sql = "DELETE FROM batch_results WHERE run_id = $1 AND source = $2 AND line IN \
-               (SELECT line FROM batch_results WHERE run_id = $1 AND source = $2 ORDER BY line LIMIT $3)";
+    // A range, since PostgreSQL would join a list of lines with all the rest.
+    let sql = "DELETE FROM batch_results WHERE run_id = $1 AND source = $2 AND line <= (SELECT max(line) FROM \
+               (SELECT line FROM batch_results WHERE run_id = $1 AND source = $2 ORDER BY line LIMIT $3) AS first)";
     let values: [Value; 3] = [run.0.into(), source.as_str().into(), limit.into()];
     Ok(tx.execute_raw(statement(tx, sql, values)).await?.rows_affected())
 }
