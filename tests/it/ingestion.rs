@@ -495,10 +495,24 @@ async fn bytes_that_are_gone_before_they_were_read_are_fetched_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_ingestion_goes_on_where_it_stopped() {
+    let line = |number: usize| {
+        let body = json!({"usage": {"prompt_tokens": 1}, "text": "x".repeat(200)});
+        let response = json!({"status_code": 200, "body": body});
+        format!("{}\n", json!({"custom_id": format!("r-{number}"), "response": response}))
+    };
     for kind in BOTH {
         let mut env = Env::with(options(kind)).await;
-        configure(&env, "a", BatchSettings { answer_bytes: 200, ..BatchSettings::default() });
+        let hold_at = Some(BatchState::Finalizing);
+        configure(&env, "a", BatchSettings { hold_at, ..BatchSettings::default() });
         let batch = created(&env, &["a"], 20_000).await;
+        let at = eventually(PATIENCE, async || {
+            env.sandbox.batches("a").first().map(|batch| batch.id.clone())
+        })
+        .await;
+        // Behind all others, a line that comes again and one that nobody asked for.
+        let output: String = (0..20_000).chain([7, 20_000]).map(line).collect();
+        env.sandbox.set_batch_output("a", &at, BatchFile::Output, output.into()).unwrap();
+        env.sandbox.release_batches("a");
         let indexed = "SELECT COALESCE(max(lines), 0) FROM batch_outputs";
         eventually(PATIENCE, async || (env.database.count(indexed).await > 2000).then_some(()))
             .await;
@@ -511,12 +525,13 @@ async fn a_killed_ingestion_goes_on_where_it_stopped() {
         env.restart();
         let batch = env.client.batch_ended(&batch).await;
         let counts = json!({"total": 20_000, "completed": 20_000, "failed": 0});
-        assert_eq!(batch["request_counts"], counts);
-        assert_eq!(env.database.count("SELECT count(*) FROM batch_results").await, 20_000);
-        let distinct = "SELECT count(DISTINCT custom_id) FROM batch_results";
-        assert_eq!(env.database.count(distinct).await, 20_000);
-        let usage = serde_json::to_value(env.sandbox.batches("a")[0].usage.unwrap()).unwrap();
-        assert_eq!(batch["usage"], usage);
+        assert_eq!(
+            (&batch["request_counts"], &batch["usage"]["input_tokens"]),
+            (&counts, &json!(20_000))
+        );
+        let irregular = json!({"broken": 0, "duplicate": 1, "unknown": 1});
+        assert_eq!(batch["runs"][0]["irregular_lines"], irregular);
+        assert_eq!(env.database.count("SELECT count(*) FROM batch_results").await, 20_002);
         assert_eq!(env.calls("a", Operation::Content), 1, "the file was fetched again");
         let kept = env.database.query("SELECT blob_key FROM batch_outputs").await;
         assert_eq!(kept[0].try_get::<String>("", "blob_key").unwrap(), key);
@@ -545,6 +560,10 @@ async fn with_the_file_of_results_go_its_copy_and_its_results() {
             (left == 0).then_some(())
         })
         .await;
+        let rows = "SELECT count(*) FROM batch_results";
+        eventually(PATIENCE, async || (env.database.count(rows).await == 0).then_some(())).await;
+        let (code, error) = env.client.get(&path).await;
+        assert_eq!((code, &error["error"]["code"]), (409, &json!("results_gone")), "{error}");
         let (_, shown) = env.client.get(&format!("/v1/batches/{}", id(&batch))).await;
         assert_eq!(shown["request_counts"], batch["request_counts"]);
     }
@@ -584,6 +603,63 @@ async fn providers_keep_nothing_where_they_are_told_to() {
             env.client.remove(&file).await;
             assert_eq!(env.client.purged(&file).await["status"], "done");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_input_is_kept_at_its_provider_until_its_last_batch_has_ended() {
+    for kind in BOTH {
+        let mut options = options(kind);
+        options.extra.push_str("delete_provider_files = true\n");
+        let env = Env::with(options).await;
+        let hold_at = Some(BatchState::InProgress);
+        let end = BatchEnd::Cancelled { done_percent: 0 };
+        configure(&env, "a", BatchSettings { hold_at, end, ..BatchSettings::default() });
+        let file = env.client.upload_requests(&["a"], 3).await;
+        let last = env.client.batch_on(&file).await;
+        env.client.batch_when(&last, |batch| batch["status"] == "in_progress").await;
+        configure(&env, "a", BatchSettings::default());
+        let first = env.client.batch_ended(&env.client.batch_on(&file).await).await;
+        assert_eq!(first["status"], "completed", "{first}");
+        let only_input = || {
+            let live = env.sandbox.live_files("a");
+            (live.len() == 1 && live[0].filename.starts_with("in.")).then_some(())
+        };
+        eventually(PATIENCE, async || only_input()).await;
+
+        // It comes to nothing, not even a file.
+        env.sandbox.release_batches("a");
+        let last = env.client.batch_ended(&last).await;
+        assert_eq!((&last["status"], &last["errors"]), (&json!("cancelled"), &json!(null)));
+        eventually(PATIENCE, async || env.sandbox.live_files("a").is_empty().then_some(())).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn odd_custom_ids_are_found_again() {
+    let ids = ["a\0b".to_owned(), "å\n".repeat(500), "\"\\".repeat(1 << 19)];
+    let request = |id: &String| {
+        let body = json!({"model": "gpt", "messages": [{"role": "user", "content": "Hello"}]});
+        let line =
+            json!({"custom_id": id, "method": "POST", "url": "/v1/chat/completions", "body": body});
+        format!("{line}\n")
+    };
+    for kind in BOTH {
+        let env = Env::with(options(kind)).await;
+        configure(&env, "a", BatchSettings::default());
+        let content = ids.iter().map(request).collect::<String>().into_bytes();
+        let part = Part { filename: "in.jsonl", purpose: "batch", models: &["a"], content };
+        let (code, file) = env.client.try_upload(part).await;
+        assert_eq!(code, 200, "{file}");
+        let batch = env.client.batch_ended(&env.client.batch_on(&file).await).await;
+        let counts = json!({"total": 3, "completed": 3, "failed": 0});
+        assert_eq!(batch["request_counts"], counts, "{batch}");
+        let irregular = json!({"broken": 0, "duplicate": 0, "unknown": 0});
+        assert_eq!(batch["runs"][0]["irregular_lines"], irregular);
+        let found = results(&env, &batch, &format!("?custom_id={}", "%C3%A5%0A".repeat(500))).await;
+        assert_eq!(custom_ids(&found), [&ids[1]]);
+        let all = results(&env, &batch, "").await;
+        assert_eq!(custom_ids(&all), [&ids[2], &ids[1], &ids[0]]);
     }
 }
 
@@ -726,6 +802,7 @@ async fn a_request_is_retried_once_at_a_time_and_never_once_it_is_answered() {
         assert!(clicks.iter().all(|(code, _)| [200, 409].contains(code)), "{clicks:?}");
         let (code, error) = retried(&env, &batch, json!({"force": true})).await;
         assert_eq!((code, &error["error"]["code"]), (409, &json!("retry_under_way")), "{error}");
+        env.client.batch_when(&first, |batch| batch["status"] == "in_progress").await;
         env.sandbox.release_batches("a");
         let first = env.client.batch_ended(&first).await;
         assert_eq!(first["request_counts"], json!({"total": 2, "completed": 1, "failed": 1}));
@@ -738,7 +815,11 @@ async fn a_request_is_retried_once_at_a_time_and_never_once_it_is_answered() {
         assert_eq!(custom_ids(&results(&env, &second, "").await), ["r-3"]);
         for batch in [&batch, &first, &second] {
             let (code, error) = retried(&env, batch, json!({"force": true})).await;
-            assert_eq!((code, &error["error"]["code"]), (409, &json!("nothing_to_retry")), "{error}");
+            assert_eq!(
+                (code, &error["error"]["code"]),
+                (409, &json!("nothing_to_retry")),
+                "{error}"
+            );
         }
     }
 }

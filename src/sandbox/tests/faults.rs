@@ -135,6 +135,7 @@ async fn an_answer_is_cut_after_so_many_bytes() {
     }
 
     blue.fault(Operation::Content, Fault::ShortAnswer { bytes: 3 });
+    let request = request.replace("host: ", "connection: close\r\nhost: ");
     let answer = rest_of(blue.dial(request.as_bytes()).await).await;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(!head.contains("content-length"), "{head}");
