@@ -402,7 +402,7 @@ impl Creation {
                 Begun::Running => {}
             }
         }
-        Ok(Start::First(Started { creation: self, hold }))
+        Ok(Start::First(Box::new(Started { creation: self, hold })))
     }
 
     async fn write<F>(
@@ -441,7 +441,7 @@ impl Creation {
 
 /// Whether a creating request is the first of its kind.
 pub enum Start {
-    First(Started),
+    First(Box<Started>),
     /// What was answered before.
     Again(String),
 }
