@@ -188,7 +188,7 @@ pub struct Batches {
     pub poll: Duration,
     #[serde(deserialize_with = "duration::positive")]
     pub poll_max: Duration,
-    /// Whether inputs and outputs are deleted at the provider once they are ingested.
+    /// Whether inputs and outputs are deleted at the provider once they are ingested, whole and without a broken line.
     pub delete_provider_files: bool,
 }
 
