@@ -24,6 +24,7 @@ use crate::support::Options;
 use crate::support::Part;
 use crate::support::answer;
 use crate::support::batches::requests;
+use crate::support::batches::run;
 use crate::support::eventually;
 use crate::support::mapping;
 use crate::support::status;
@@ -257,6 +258,27 @@ async fn the_outputs_of_several_runs_are_merged_and_say_their_model() {
         assert_eq!(custom_ids(&results(&env, &batch, "").await).len(), 6);
         let runs = batch["runs"].as_array().unwrap();
         assert!(runs.iter().all(|run| run["output_file_id"].is_string()), "{batch}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_deleted_does_not_come_back_in_the_merged_file() {
+    for kind in BOTH {
+        let env = Env::with(options(kind)).await;
+        configure(&env, "a", BatchSettings::default());
+        let hold_at = Some(BatchState::InProgress);
+        configure(&env, "b", BatchSettings { hold_at, ..BatchSettings::default() });
+        let batch = created(&env, &["a", "b"], 3).await;
+        let is_between = |batch: &Value| {
+            run(batch, "a")["status"] == "completed" && run(batch, "b")["status"] == "in_progress"
+        };
+        let batch = env.client.batch_when(&batch, is_between).await;
+        env.client.remove(&json!({"id": run(&batch, "a")["output_file_id"]})).await;
+        env.sandbox.release_batches("b");
+        let batch = env.client.batch_ended(&batch).await;
+        let merged = String::from_utf8(env.client.content(&batch["output_file_id"]).await).unwrap();
+        assert_eq!(merged.lines().count(), 3);
+        assert!(merged.lines().all(|line| line.starts_with("{\"model\":\"b\",")), "{merged}");
     }
 }
 
