@@ -1,5 +1,8 @@
 //! The batch_runs table.
 
+mod creates;
+mod looks;
+
 use std::time::Duration;
 
 use sea_orm::ConnectionTrait;
@@ -7,6 +10,27 @@ use sea_orm::DbErr;
 use sea_orm::FromQueryResult;
 use sea_orm::Value;
 
+pub use self::creates::begin_create;
+pub use self::creates::has_others_open;
+pub use self::creates::look_anew;
+pub use self::creates::looked;
+pub use self::creates::next_waiting_for_capacity;
+pub use self::creates::set_job;
+pub use self::creates::set_unknown;
+pub use self::creates::submitted;
+pub use self::creates::unsubmit;
+pub use self::creates::wait_for_capacity;
+pub use self::creates::waiting_for_upload;
+pub use self::looks::Seen;
+pub use self::looks::due;
+pub use self::looks::forget_looks;
+pub use self::looks::look_later;
+pub use self::looks::look_now;
+pub use self::looks::missed;
+pub use self::looks::next_look;
+pub use self::looks::seen;
+pub use self::looks::shows_others;
+pub use self::looks::watched_providers;
 use super::Outcome;
 use super::RunStatus;
 use super::usage::Usage;
@@ -316,24 +340,6 @@ pub async fn reopen(tx: &impl ConnectionTrait, id: RunId) -> Result<bool, DbErr>
     Ok(tx.execute_raw(statement(tx, sql, [id.0.into()])).await?.rows_affected() == 1)
 }
 
-/// A run that has ended is not looked at any more.
-pub async fn forget_looks(tx: &impl ConnectionTrait, id: RunId) -> Result<(), DbErr> {
-    let sql = "UPDATE batch_runs SET next_look_at = NULL, waits_for = NULL WHERE id = $1";
-    tx.execute_raw(statement(tx, sql, [id.0.into()])).await.map(|_| ())
-}
-
-/// What a run is waiting for whose copy of the input has become ready, or has failed: those of one mapping.
-pub async fn waiting_for_upload(
-    tx: &impl ConnectionTrait,
-    mapping: MappingId,
-) -> Result<Vec<Run>, DbErr> {
-    let sql = format!(
-        "{} WHERE r.mapping_id = $1 AND r.ended_at IS NULL AND r.waits_for = 'upload'",
-        select(tx)
-    );
-    Run::find_by_statement(statement(tx, &sql, [mapping.0.into()])).all(tx).await
-}
-
 /// Notes the copy that an imported batch runs on.
 pub async fn set_mapping(
     tx: &impl ConnectionTrait,
@@ -342,217 +348,6 @@ pub async fn set_mapping(
 ) -> Result<(), DbErr> {
     let sql = "UPDATE batch_runs SET mapping_id = $2 WHERE id = $1";
     tx.execute_raw(statement(tx, sql, [id.0.into(), mapping.0.into()])).await.map(|_| ())
-}
-
-/// Notes the job that submits a run. It waits for no upload any more.
-pub async fn set_job(tx: &impl ConnectionTrait, id: RunId, job: JobId) -> Result<(), DbErr> {
-    let sql = "UPDATE batch_runs SET job_id = $2, \
-               waits_for = CASE WHEN waits_for = 'upload' THEN NULL ELSE waits_for END WHERE id = $1";
-    tx.execute_raw(statement(tx, sql, [id.0.into(), job.0.into()])).await.map(|_| ())
-}
-
-/// The intent: written before a create is sent, so that a worker that dies leaves an unknown outcome. `false` when
-/// nothing is to be created any more: the run has ended, has a batch, or is to be cancelled.
-pub async fn begin_create(tx: &impl ConnectionTrait, id: RunId) -> Result<bool, DbErr> {
-    let sql = format!(
-        "UPDATE batch_runs SET unknown_since = {}, looked_at = NULL, waits_for = NULL \
-         WHERE id = $1 AND provider_batch_id IS NULL AND ended_at IS NULL AND NOT EXISTS \
-         (SELECT 1 FROM batches WHERE batches.id = batch_runs.batch_id AND cancelling_at IS NOT NULL)",
-        db::now(tx)
-    );
-    Ok(tx.execute_raw(statement(tx, &sql, [id.0.into()])).await?.rows_affected() == 1)
-}
-
-/// Notes whether it is unknown, as of now, whether a create took effect. That begins the looks anew.
-pub async fn set_unknown(
-    tx: &impl ConnectionTrait,
-    id: RunId,
-    is_unknown: bool,
-) -> Result<(), DbErr> {
-    let since = if is_unknown { db::now(tx) } else { "NULL" };
-    let sql =
-        format!("UPDATE batch_runs SET unknown_since = {since}, looked_at = NULL WHERE id = $1");
-    tx.execute_raw(statement(tx, &sql, [id.0.into()])).await.map(|_| ())
-}
-
-/// Begins the looks for a create of unknown outcome anew.
-pub async fn look_anew(tx: &impl ConnectionTrait, id: RunId) -> Result<(), DbErr> {
-    let sql = "UPDATE batch_runs SET looked_at = NULL WHERE id = $1";
-    tx.execute_raw(statement(tx, sql, [id.0.into()])).await.map(|_| ())
-}
-
-/// The provider's list was read to its end and did not show the batch.
-pub async fn looked(tx: &impl ConnectionTrait, id: RunId) -> Result<(), DbErr> {
-    let sql = format!(
-        "UPDATE batch_runs SET looked_at = COALESCE(looked_at, {}) \
-         WHERE id = $1 AND unknown_since IS NOT NULL",
-        db::now(tx)
-    );
-    tx.execute_raw(statement(tx, &sql, [id.0.into()])).await.map(|_| ())
-}
-
-/// Notes that the provider has no room for it.
-pub async fn wait_for_capacity(tx: &impl ConnectionTrait, id: RunId) -> Result<(), DbErr> {
-    let sql = "UPDATE batch_runs SET waits_for = 'capacity', refusals = refusals + 1, unknown_since = NULL, \
-               looked_at = NULL WHERE id = $1 AND provider_batch_id IS NULL AND ended_at IS NULL";
-    tx.execute_raw(statement(tx, sql, [id.0.into()])).await.map(|_| ())
-}
-
-/// The submission of the run that has waited longest for room at a provider, of those that rest.
-pub async fn next_waiting_for_capacity(
-    tx: &impl ConnectionTrait,
-    provider: &str,
-) -> Result<Option<JobId>, DbErr> {
-    #[derive(FromQueryResult)]
-    struct Row {
-        job_id: JobId,
-    }
-    let sql = format!(
-        "SELECT r.job_id FROM batch_runs r JOIN jobs j ON j.id = r.job_id \
-         WHERE r.provider = $1 AND r.waits_for = 'capacity' AND r.ended_at IS NULL \
-         AND j.status IN ('queued', 'retrying') AND j.run_at > {} ORDER BY r.id LIMIT 1",
-        clock(tx)
-    );
-    let row = Row::find_by_statement(statement(tx, &sql, [provider.into()])).one(tx).await?;
-    Ok(row.map(|row| row.job_id))
-}
-
-/// Whether another batch of ours has not ended at a provider.
-pub async fn has_others_open(
-    db: &impl ConnectionTrait,
-    provider: &str,
-    but: RunId,
-) -> Result<bool, DbErr> {
-    let sql = "SELECT 1 FROM batch_runs WHERE provider = $1 AND next_look_at IS NOT NULL AND id <> $2 LIMIT 1";
-    let values: [Value; 2] = [provider.into(), but.0.into()];
-    Ok(db.query_one_raw(statement(db, sql, values)).await?.is_some())
-}
-
-/// Whether a provider shows another batch of ours: then the account is the right one.
-pub async fn shows_others(
-    db: &impl ConnectionTrait,
-    provider: &str,
-    but: RunId,
-) -> Result<bool, DbErr> {
-    let sql = "SELECT 1 FROM batch_runs WHERE provider = $1 AND next_look_at IS NOT NULL \
-               AND missed_since IS NULL AND provider_status IS NOT NULL AND id <> $2 LIMIT 1";
-    let values: [Value; 2] = [provider.into(), but.0.into()];
-    Ok(db.query_one_raw(statement(db, sql, values)).await?.is_some())
-}
-
-/// The provider has the batch. `false` when the run has ended, or has a batch already.
-pub async fn submitted(
-    tx: &impl ConnectionTrait,
-    now: Timestamp,
-    id: RunId,
-    provider_batch_id: &str,
-    next_look_in: Duration,
-) -> Result<bool, DbErr> {
-    let sql = format!(
-        "UPDATE batch_runs SET provider_batch_id = $2, submitted_at = $3, next_look_at = {} + $4, looks_alike = 0, \
-         waits_for = NULL, unknown_since = NULL, looked_at = NULL, error = NULL \
-         WHERE id = $1 AND provider_batch_id IS NULL AND ended_at IS NULL",
-        db::now(tx)
-    );
-    let values: [Value; 4] =
-        [id.0.into(), provider_batch_id.into(), now.0.into(), millis(next_look_in).into()];
-    Ok(tx.execute_raw(statement(tx, &sql, values)).await?.rows_affected() == 1)
-}
-
-/// Takes the provider's batch from a run, which is to be submitted anew under another marker.
-pub async fn unsubmit(tx: &impl ConnectionTrait, id: RunId, marker: &str) -> Result<(), DbErr> {
-    let sql = "UPDATE batch_runs SET provider_batch_id = NULL, provider_status = NULL, submitted_at = NULL, \
-               next_look_at = NULL, expires_at = NULL, missed_since = NULL, marker = $2, waits_for = 'capacity', \
-               refusals = refusals + 1, total = 0, completed = 0, failed = 0 WHERE id = $1";
-    tx.execute_raw(statement(tx, sql, [id.0.into(), marker.into()])).await.map(|_| ())
-}
-
-/// What a provider shows of a batch that has not ended.
-#[derive(Clone, Debug)]
-pub struct Seen<'s> {
-    pub provider_status: &'s str,
-    /// Total, completed, failed.
-    pub counts: Option<(i64, i64, i64)>,
-    pub expires_at: Option<Timestamp>,
-    pub next_look_in: Duration,
-    pub looks_alike: i32,
-}
-
-pub async fn seen(tx: &impl ConnectionTrait, id: RunId, seen: &Seen<'_>) -> Result<(), DbErr> {
-    let sql = format!(
-        "UPDATE batch_runs SET provider_status = $2, total = COALESCE($3, total), \
-         completed = COALESCE($4, completed), failed = COALESCE($5, failed), \
-         expires_at = COALESCE($6, expires_at), next_look_at = {} + $7, looks_alike = $8, missed_since = NULL \
-         WHERE id = $1 AND outcome IS NULL AND ended_at IS NULL",
-        db::now(tx)
-    );
-    let sql = if is_postgres(tx) {
-        ["$3", "$4", "$5", "$6"]
-            .iter()
-            .fold(sql, |sql, name| sql.replace(name, &format!("{name}::bigint")))
-    } else {
-        sql
-    };
-    let (total, completed, failed) = match seen.counts {
-        Some((total, completed, failed)) => (Some(total), Some(completed), Some(failed)),
-        None => (None, None, None),
-    };
-    let values: [Value; 8] = [
-        id.0.into(),
-        seen.provider_status.into(),
-        total.into(),
-        completed.into(),
-        failed.into(),
-        seen.expires_at.map(|at| at.0).into(),
-        millis(seen.next_look_in).into(),
-        seen.looks_alike.into(),
-    ];
-    tx.execute_raw(statement(tx, &sql, values)).await.map(|_| ())
-}
-
-/// Runs that look as before: only when to look next is written, of many at once.
-pub async fn look_later(
-    tx: &impl ConnectionTrait,
-    runs: &[(RunId, Duration)],
-) -> Result<(), DbErr> {
-    for chunk in runs.chunks(200) {
-        let mut values: Vec<Value> = Vec::with_capacity(chunk.len() * 2);
-        let mut cases = String::new();
-        for (place, (id, rest)) in chunk.iter().enumerate() {
-            values.extend([Value::from(id.0), millis(*rest).into()]);
-            let (id, rest) = (place * 2 + 1, place * 2 + 2);
-            cases.push_str(&format!(" WHEN ${id} THEN {}", bigint(tx, rest)));
-        }
-        let ids: Vec<_> = (0..chunk.len()).map(|place| format!("${}", place * 2 + 1)).collect();
-        let sql = format!(
-            "UPDATE batch_runs SET next_look_at = {} + CASE id{cases} ELSE 0 END, \
-             looks_alike = looks_alike + 1, missed_since = NULL \
-             WHERE id IN ({}) AND next_look_at IS NOT NULL",
-            db::now(tx),
-            ids.join(", ")
-        );
-        tx.execute_raw(statement(tx, &sql, values)).await?;
-    }
-    Ok(())
-}
-
-fn bigint(db: &impl ConnectionTrait, place: usize) -> String {
-    if is_postgres(db) { format!("${place}::bigint") } else { format!("${place}") }
-}
-
-/// A batch that its provider did not show: since now, if it was there before, and when to look again.
-pub async fn missed(
-    tx: &impl ConnectionTrait,
-    id: RunId,
-    next_look_in: Duration,
-) -> Result<(), DbErr> {
-    let now = db::now(tx);
-    let sql = format!(
-        "UPDATE batch_runs SET missed_since = COALESCE(missed_since, {now}), next_look_at = {now} + $2 \
-         WHERE id = $1 AND next_look_at IS NOT NULL"
-    );
-    let values: [Value; 2] = [id.0.into(), millis(next_look_in).into()];
-    tx.execute_raw(statement(tx, &sql, values)).await.map(|_| ())
 }
 
 /// Lets go of a batch that its provider does not know, so that it can be imported should it be there after all.
@@ -658,50 +453,6 @@ pub async fn ingested(tx: &impl ConnectionTrait, id: RunId, found: &Ingested) ->
     tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
 }
 
-/// The runs at a provider whose next look is due, the longest overdue first; at most `limit`.
-pub async fn due(db: &impl ConnectionTrait, provider: &str, limit: u32) -> Result<Vec<Run>, DbErr> {
-    let sql = format!(
-        "{} WHERE r.provider = $1 AND r.next_look_at <= {} ORDER BY r.next_look_at LIMIT $2",
-        select(db),
-        clock(db)
-    );
-    let values: [Value; 2] = [provider.into(), i64::from(limit).into()];
-    Run::find_by_statement(statement(db, &sql, values)).all(db).await
-}
-
-/// How long it is to the next look at a provider, zero where it is due; none where nothing is to be looked at.
-pub async fn next_look(
-    db: &impl ConnectionTrait,
-    provider: &str,
-) -> Result<Option<Duration>, DbErr> {
-    #[derive(FromQueryResult)]
-    struct Row {
-        rest: Option<i64>,
-    }
-    let sql = format!(
-        "SELECT min(next_look_at) - {} AS rest FROM batch_runs WHERE provider = $1 AND next_look_at IS NOT NULL",
-        db::now(db)
-    );
-    let row = Row::find_by_statement(statement(db, &sql, [provider.into()])).one(db).await?;
-    let rest = row.and_then(|row| row.rest);
-    Ok(rest.map(|rest| Duration::from_millis(u64::try_from(rest).unwrap_or(0))))
-}
-
-/// Makes the next look at a provider's batch due. `false` where no run that is looked at is that batch.
-pub async fn look_now(
-    tx: &impl ConnectionTrait,
-    provider: &str,
-    provider_batch_id: &str,
-) -> Result<bool, DbErr> {
-    let sql = format!(
-        "UPDATE batch_runs SET next_look_at = {}, looks_alike = 0 \
-         WHERE provider = $1 AND provider_batch_id = $2 AND next_look_at IS NOT NULL",
-        db::now(tx)
-    );
-    let values: [Value; 2] = [provider.into(), provider_batch_id.into()];
-    Ok(tx.execute_raw(statement(tx, &sql, values)).await?.rows_affected() > 0)
-}
-
 /// Whether a copy of an input is needed by a run that has not ended.
 pub async fn is_in_use(db: &impl ConnectionTrait, mapping: MappingId) -> Result<bool, DbErr> {
     let sql = "SELECT 1 FROM batch_runs WHERE mapping_id = $1 AND ended_at IS NULL LIMIT 1";
@@ -718,13 +469,6 @@ pub async fn is_in_use_beside(
         "SELECT 1 FROM batch_runs WHERE mapping_id = $1 AND ended_at IS NULL AND id <> $2 LIMIT 1";
     let values: [Value; 2] = [mapping.0.into(), run.0.into()];
     Ok(db.query_one_raw(statement(db, sql, values)).await?.is_some())
-}
-
-/// The providers with batches that are to be looked at.
-pub async fn watched_providers(db: &impl ConnectionTrait) -> Result<Vec<String>, DbErr> {
-    let sql = "SELECT DISTINCT provider FROM batch_runs WHERE next_look_at IS NOT NULL";
-    let rows = db.query_all_raw(statement(db, sql, [])).await?;
-    rows.iter().map(|row| row.try_get("", "provider")).collect()
 }
 
 fn no_json(error: serde_json::Error) -> DbErr {
