@@ -249,7 +249,7 @@ async fn retrieve(
     Path(id): Path,
     Query(query): Query<WaitParameter>,
 ) -> Result<Json<BatchObject>, Error> {
-    let view = find(&app, &caller, &id).await?;
+    let view = Box::pin(find(&app, &caller, &id)).await?;
     let is_final = |view: &BatchView| view.batch.ended_at.is_some();
     let subject = view.batch.id.0;
     let view = wait::until_final(&app, subject, query.duration()?, view, is_final, || {

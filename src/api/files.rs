@@ -157,7 +157,7 @@ async fn retrieve(
     Path(id): Path,
     Query(query): Query<WaitParameter>,
 ) -> Result<Json<FileObject>, Error> {
-    let view = find(&app, &caller, &id).await?;
+    let view = Box::pin(find(&app, &caller, &id)).await?;
     let is_final = |view: &FileView| view.file.status().is_ok_and(FileStatus::is_final);
     let subject = view.file.id.0;
     let view = wait::until_final(&app, subject, query.duration()?, view, is_final, || {

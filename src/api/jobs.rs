@@ -249,7 +249,7 @@ async fn retrieve(
     Path(id): Path,
     Query(query): Query<WaitParameter>,
 ) -> Result<Json<JobObject>, Error> {
-    let job = find(&app, &caller, &id).await?;
+    let job = Box::pin(find(&app, &caller, &id)).await?;
     let is_final = |job: &Job| job.status().is_ok_and(JobStatus::is_final);
     let subject = job.id.0;
     let job = wait::until_final(&app, subject, query.duration()?, job, is_final, || {

@@ -432,7 +432,7 @@ async fn retrieve(
     Path(id): Path,
     Query(query): Query<WaitParameter>,
 ) -> Result<Json<SweepObject>, Error> {
-    let sweep = find(&app, &caller, &id).await?;
+    let sweep = Box::pin(find(&app, &caller, &id)).await?;
     let is_final = |sweep: &Sweep| sweep.status().is_ok_and(SweepStatus::is_final);
     let subject = sweep.id.0;
     let sweep = wait::until_final(&app, subject, query.duration()?, sweep, is_final, || {

@@ -66,12 +66,14 @@ where
         return Ok(current);
     }
     check_room(app, "come again, or ask without `wait`")?;
+    // Thousands rest here: what they read, and what reading takes, is not kept meanwhile.
+    drop(current);
     let deadline = Instant::now() + wait;
-    let waiting = app.notices.wait_for(&app.db, subject).await?;
+    let waiting = Box::pin(app.notices.wait_for(&app.db, subject)).await?;
     loop {
         let changed = waiting.changed();
         let turn = app.notices.turn().await;
-        let current = read().await?;
+        let current = Box::pin(read()).await?;
         drop(turn);
         if is_final(&current) || Instant::now() >= deadline || app.notices.is_closing() {
             return Ok(current);

@@ -35,7 +35,6 @@ use super::Outcome;
 use super::RunStatus;
 use super::usage::Usage;
 use crate::clock::Timestamp;
-use crate::clock::millis;
 use crate::db;
 use crate::db::is_postgres;
 use crate::db::placeholders;
