@@ -34,6 +34,7 @@ use super::error::PayloadTooLarge;
 use super::error::UnsupportedMediaType;
 use super::files;
 use super::idempotency::Creation;
+use super::idempotency::IdempotencyKey;
 use super::json::OptionalJson;
 use super::list::Limits;
 use super::list::List;
@@ -77,9 +78,7 @@ pub fn routes() -> OpenApiRouter<Api> {
 /// It is durable when this answers. Workers create it at every provider whose model is named, once, watch it there,
 /// and fetch what it produces; only then is it `completed`.
 #[utoipa::path(post, path = "/v1/batches", operation_id = "create_batch", tag = "Batches", security(("bearer" = [])),
-    params(("Idempotency-Key" = Option<String>, Header, description = "A name for this batch, of printable ASCII \
-        characters. For 24 hours the same key with the same content gets the first answer again, and makes nothing \
-        new.", min_length = 1, max_length = 255, pattern = "^[!-~]([ -~]*[!-~])?$")),
+    params(IdempotencyKey),
     request_body = CreateBatch,
     responses(
         (status = 200, description = "The batch, `validating`.", body = BatchObject, headers(
@@ -307,9 +306,7 @@ async fn cancel(
 /// the rest.
 #[utoipa::path(post, path = "/v1/batches/import", operation_id = "import_batch", tag = "Batches",
     security(("bearer" = [])),
-    params(("Idempotency-Key" = Option<String>, Header, description = "A name for this import, of printable ASCII \
-        characters. For 24 hours the same key with the same content gets the first answer again, and makes nothing \
-        new.", min_length = 1, max_length = 255, pattern = "^[!-~]([ -~]*[!-~])?$")),
+    params(IdempotencyKey),
     request_body = ImportBatch,
     responses(
         (status = 200, description = "The batch. What its provider says of it follows in a moment.",

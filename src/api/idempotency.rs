@@ -25,6 +25,7 @@ use serde::Serialize;
 use sha2::Digest;
 use sha2::Sha256;
 use tokio::sync::Notify;
+use utoipa::IntoParams;
 
 use super::Api;
 use crate::app::App;
@@ -43,6 +44,22 @@ const MAX_UNRELEASED: usize = 1000;
 const RELEASE_AGAIN: Duration = Duration::from_secs(1);
 /// How soon after they were sent answers are forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(1);
+
+/// The header by which a request that makes something counts once, as a parameter.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "it describes what `Repetition::of` reads")]
+pub struct IdempotencyKey {
+    /// A name for this request, of printable ASCII characters. For 24 hours the same key with the same content gets the
+    /// first answer again, and makes nothing new.
+    #[param(
+        rename = "Idempotency-Key",
+        min_length = 1,
+        max_length = 255,
+        pattern = "^[!-~]([ -~]*[!-~])?$"
+    )]
+    key: Option<String>,
+}
 
 /// What a creating request said about its repetition.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -32,6 +32,7 @@ use super::error::UnsupportedMediaType;
 use super::files::file_statuses;
 use super::files::purposes;
 use super::idempotency::Creation;
+use super::idempotency::IdempotencyKey;
 use super::json::OptionalJson;
 use super::list::Limits;
 use super::list::List;
@@ -330,9 +331,7 @@ async fn named(app: &App, caller: &Caller, ids: &[String]) -> Result<Vec<FileId>
 ///
 /// One job deletes them, and goes on where it stopped when its worker ends. `counts` says how far it is.
 #[utoipa::path(post, path = "/v1/sweeps", operation_id = "create_sweep", tag = "Sweeps", security(("bearer" = [])),
-    params(("Idempotency-Key" = Option<String>, Header, description = "A name for this sweep, of printable ASCII \
-        characters. For 24 hours the same key with the same content gets the first answer again, and makes nothing \
-        new.", min_length = 1, max_length = 255, pattern = "^[!-~]([ -~]*[!-~])?$")),
+    params(IdempotencyKey),
     request_body = CreateSweep,
     responses(
         (status = 200, description = "The sweep, `queued`.", body = SweepObject, headers(

@@ -41,6 +41,7 @@ use super::error::PayloadTooLarge;
 use super::error::TooManyRequests;
 use super::error::UnsupportedMediaType;
 use super::idempotency::Creation;
+use super::idempotency::IdempotencyKey;
 use super::json::OptionalJson;
 use super::list::Limits;
 use super::list::List;
@@ -131,9 +132,7 @@ fn vault(app: &App) -> Result<&Vault, Error> {
 /// SDKs' `webhooks.unwrap` checks. The secret is shown this once.
 #[utoipa::path(post, path = "/v1/webhook_endpoints", operation_id = "create_webhook_endpoint", tag = "Webhooks",
     security(("bearer" = [])),
-    params(("Idempotency-Key" = Option<String>, Header, description = "A name for this endpoint, of printable ASCII \
-        characters. For 24 hours the same key with the same content gets the first answer again, and makes nothing \
-        new.", min_length = 1, max_length = 255, pattern = "^[!-~]([ -~]*[!-~])?$")),
+    params(IdempotencyKey),
     request_body = Create,
     responses(
         (status = 200, description = "The endpoint, with its secret.", body = EndpointObject, headers(
@@ -360,9 +359,7 @@ struct Rotate {
     tag = "Webhooks", security(("bearer" = [])),
     params(
         ("id" = String, Path, description = "The endpoint."),
-        ("Idempotency-Key" = Option<String>, Header, description = "A name for this replacement, of printable ASCII \
-            characters. For 24 hours the same key with the same content gets the first answer again, and replaces \
-            nothing.", min_length = 1, max_length = 255, pattern = "^[!-~]([ -~]*[!-~])?$"),
+        IdempotencyKey,
     ),
     request_body = Option<Rotate>,
     responses(

@@ -21,6 +21,7 @@ use crate::api::error::NotFound;
 use crate::api::error::PayloadTooLarge;
 use crate::api::error::UnsupportedMediaType;
 use crate::api::idempotency::Creation;
+use crate::api::idempotency::IdempotencyKey;
 use crate::api::idempotency::Start;
 use crate::api::idempotency::replay;
 use crate::api::json::OptionalJson;
@@ -56,9 +57,7 @@ pub struct RetryBatch {
     security(("bearer" = [])),
     params(
         ("id" = String, Path, description = "A batch that has ended."),
-        ("Idempotency-Key" = Option<String>, Header, description = "A name for the new batch, of printable ASCII \
-            characters. For 24 hours the same key with the same content gets the first answer again, and makes nothing \
-            new.", min_length = 1, max_length = 255, pattern = "^[!-~]([ -~]*[!-~])?$"),
+        IdempotencyKey,
     ),
     request_body(content = Option<RetryBatch>),
     responses(

@@ -31,6 +31,7 @@ use crate::api::error::RequestTimeout;
 use crate::api::error::UnsupportedMediaType;
 use crate::api::idempotency;
 use crate::api::idempotency::Hold;
+use crate::api::idempotency::IdempotencyKey;
 use crate::api::idempotency::Repetition;
 use crate::api::parameters::Query;
 use crate::api::request::RequestId;
@@ -60,9 +61,7 @@ const PATH: &str = "/v1/files";
     params(
         ("target_model_names" = Option<Vec<String>>, Query, description = "As the field of the form, for clients that \
             cannot add fields to it. Both count."),
-        ("Idempotency-Key" = Option<String>, Header, description = "A name for this upload, of printable ASCII \
-            characters. For 24 hours the same key with the same content gets the first answer again, and makes nothing \
-            new.", min_length = 1, max_length = 255, pattern = "^[!-~]([ -~]*[!-~])?$"),
+        IdempotencyKey,
         ("x-stainless-retry-count" = Option<String>, Header, description = "How often an official SDK has sent this \
             request before. With 1 or more and no `Idempotency-Key`, an equal upload of the last 15 minutes whose \
             answer was lost on the way gets that answer."),
