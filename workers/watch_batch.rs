@@ -66,7 +66,7 @@ async fn watch(attempt: &Attempt, provider: &str) -> Conclusion {
     };
     // Its attempts are kept for as long as it is: so it is another one each day.
     while attempt.job.lease_until.since(attempt.job.started_at) < LONGEST_LIFE {
-        let due = match store::due(attempt.app.db.read(), provider, MOST_DUE).await {
+        let due = match due(attempt, provider).await {
             Ok(due) => due,
             Err(error) => return Conclusion::without_database(&error),
         };
@@ -82,6 +82,16 @@ async fn watch(attempt: &Attempt, provider: &str) -> Conclusion {
         }
     }
     Conclusion::Succeeded
+}
+
+/// What is due; and if something is, what will be soon: runs that were looked at together are due one after another,
+/// and the list serves them together again.
+async fn due(attempt: &Attempt, provider: &str) -> Result<Vec<Run>, DbErr> {
+    let db = attempt.app.db.read();
+    if store::due(db, provider, Duration::ZERO, 1).await?.is_empty() {
+        return Ok(Vec::new());
+    }
+    store::due(db, provider, attempt.app.config.batches.poll / 5, MOST_DUE).await
 }
 
 struct Look<'a> {

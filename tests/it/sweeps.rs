@@ -233,7 +233,8 @@ async fn a_provider_that_stands_still_holds_up_a_sweep_at_no_other() {
         eventually(PATIENCE, async || crew.env.sandbox.live_files("b").is_empty().then_some(()))
             .await;
         assert_eq!(crew.env.sandbox.live_files("a").len(), 600);
-        let queued = "SELECT count(*) FROM jobs WHERE kind = 'delete_file' AND finished_at IS NULL";
+        let queued =
+            "SELECT count(*) FROM jobs WHERE lane = 'provider:at-a' AND finished_at IS NULL";
         let queued = crew.env.database.count(queued).await;
         assert!(queued <= 500, "{queued} deletes wait for a provider that stands still");
 

@@ -123,14 +123,19 @@ pub async fn missed(
     tx.execute_raw(statement(tx, &sql, values)).await.map(|_| ())
 }
 
-/// The runs at a provider whose next look is due, the longest overdue first; at most `limit`.
-pub async fn due(db: &impl ConnectionTrait, provider: &str, limit: u32) -> Result<Vec<Run>, DbErr> {
+/// The runs at a provider whose next look is due, or will be within `soon`, the longest overdue first; at most `limit`.
+pub async fn due(
+    db: &impl ConnectionTrait,
+    provider: &str,
+    soon: Duration,
+    limit: u32,
+) -> Result<Vec<Run>, DbErr> {
     let sql = format!(
-        "{} WHERE r.provider = $1 AND r.next_look_at <= {} ORDER BY r.next_look_at LIMIT $2",
+        "{} WHERE r.provider = $1 AND r.next_look_at <= {} + $3 ORDER BY r.next_look_at LIMIT $2",
         select(db),
         clock(db)
     );
-    let values: [Value; 2] = [provider.into(), i64::from(limit).into()];
+    let values: [Value; 3] = [provider.into(), i64::from(limit).into(), millis(soon).into()];
     Run::find_by_statement(statement(db, &sql, values)).all(db).await
 }
 
