@@ -48,10 +48,11 @@ async fn open() -> anyhow::Result<App> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().display();
     let text = format!(
-        "[server]\nmax_file_bytes = {MAX_FILE_BYTES}\n[blobs]\nurl = \"file://{path}/blobs\""
+        "[server]\nmax_file_bytes = {MAX_FILE_BYTES}\n[database]\nurl = \"sqlite://{path}/longshore.db\"\n\
+         [blobs]\nurl = \"file://{path}/blobs\""
     );
     let config = Config::from_text(Path::new("longshore.toml"), &text, &Variables::new())?.config;
-    let db = Db::connect(&format!("sqlite://{path}/longshore.db")).await?;
+    let db = Db::connect(config.database.url.expose()).await?;
     db.migrate().await?;
     App::open(Arc::new(config), db, Clock::default()).await
 }
