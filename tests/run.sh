@@ -9,6 +9,9 @@
 #   2. what answers on 127.0.0.1:5432 and 127.0.0.1:6379;
 #   3. docker-compose.yml, where a Docker engine answers;
 #   4. the installed programs, started on free ports for this run alone; as root on Debian they are installed first.
+#
+# Tests that stop and kill a server start one of their own, wherever the one of all tests comes from: they need the
+# programs.
 set -euo pipefail
 
 say() { printf 'tests: %s\n' "$*" >&2; }
@@ -184,6 +187,16 @@ find_redis() {
     fi
 }
 
+# Tests that need a program that is missing say so, and fail.
+find_programs() {
+    if ! has_postgres_programs; then
+        if can_install; then install postgresql; else say "PostgreSQL's programs are missing: tests that stop it will fail"; fi
+    fi
+    if ! command -v redis-server >/dev/null; then
+        if can_install; then install redis-server; else say "\`redis-server\` is missing: tests that stop it will fail"; fi
+    fi
+}
+
 # Python
 
 find_python() {
@@ -250,6 +263,7 @@ find_node
 make_packages
 find_postgres
 find_redis
+find_programs
 export LONGSHORE_TEST_POSTGRES_URL LONGSHORE_TEST_REDIS_URL LONGSHORE_TEST_PYTHON LONGSHORE_TEST_NODE_MODULES
 
 # What the shell is set up for must not leak into the daemons under test: least of all keys that cost money.

@@ -29,6 +29,7 @@ mod refusals;
 mod repetition;
 mod sdk;
 mod secrets;
+mod servers;
 mod shutdowns;
 mod slow;
 mod storm;

@@ -50,6 +50,11 @@ impl Database {
         Self { url, drop: Some((server, format!("DROP SCHEMA {name} CASCADE"))) }
     }
 
+    /// One on a server of the test's own, which goes with the server.
+    pub fn at(url: &str) -> Self {
+        Self { url: url.to_owned(), drop: None }
+    }
+
     /// A fresh database of `kind`.
     pub async fn of(kind: Kind, folder: &Path) -> Self {
         match kind {

@@ -18,6 +18,8 @@ use super::database::Kind;
 /// the accounts of the same names, the owners `alice` and `bob`, leases of a second.
 pub struct Options {
     pub kind: Kind,
+    /// A database of the test's own server, where it is not a fresh one on the server of all tests.
+    pub database: Option<String>,
     /// The configuration is this text, in front of the usual one's tables.
     pub extra: String,
     /// Settings of the section `server`.
@@ -59,6 +61,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             kind: Kind::Sqlite,
+            database: None,
             extra: String::new(),
             provider: String::new(),
             lease: "1s",
@@ -113,7 +116,10 @@ impl Env {
             Some(what @ SmallDisk::Database) => folder.path().join(what.folder()),
             Some(SmallDisk::Blobs) | None => folder.path().to_path_buf(),
         };
-        let database = Database::of(options.kind, &at).await;
+        let database = match &options.database {
+            Some(url) => Database::at(url),
+            None => Database::of(options.kind, &at).await,
+        };
         std::fs::write(
             folder.path().join("longshore.toml"),
             configuration(&options, &sandbox, &database),

@@ -8,10 +8,12 @@ mod disk;
 mod env;
 mod faults;
 mod process;
+mod proxy;
 pub mod queue;
 mod receiver;
 mod script;
 mod seed;
+mod servers;
 mod wire;
 
 pub use client::Client;
@@ -34,10 +36,13 @@ pub use faults::status;
 pub use process::Done;
 pub use process::Process;
 pub use process::run;
+pub use proxy::Proxy;
 pub use queue::Queue;
 pub use receiver::Receiver;
 pub use receiver::Reply;
 pub use script::script;
+pub use servers::Postgres;
+pub use servers::Redis;
 pub use wire::RawForm;
 pub use wire::form_type;
 
