@@ -13,6 +13,7 @@ mod deletes;
 mod description;
 mod disks;
 mod doctor;
+mod faults;
 mod filenames;
 mod ingestion;
 mod jobs;

@@ -43,6 +43,7 @@ pub use receiver::Reply;
 pub use script::script;
 pub use servers::Postgres;
 pub use servers::Redis;
+pub use servers::free_port;
 pub use wire::RawForm;
 pub use wire::form_type;
 

@@ -152,6 +152,16 @@ impl Process {
         (self.wait(Duration::from_secs(60)), begun.elapsed())
     }
 
+    /// Whether it has ended, of itself or not.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// What it has ended with; `None` while it runs, or where a signal ended it.
+    pub fn code(&mut self) -> Option<i32> {
+        self.child.try_wait().unwrap().and_then(|status| status.code())
+    }
+
     /// Waits for the end.
     pub fn wait(&mut self, patience: Duration) -> ExitStatus {
         let deadline = Instant::now() + patience;

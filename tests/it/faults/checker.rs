@@ -1,0 +1,484 @@
+//! Afterwards: every answer that was given, held against the database, the blob store and the providers' ledgers.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+use std::time::Instant;
+
+use longshore::db::Db;
+use longshore::sandbox::Purpose;
+use reqwest::Method;
+use sea_orm::ConnectionTrait as _;
+use sea_orm::QueryResult;
+use serde_json::Value;
+use serde_json::json;
+use sha2::Digest as _;
+use sha2::Sha256;
+
+use super::fleet::Fleet;
+use super::fleet::MODELS;
+use super::history::Fate;
+use super::history::File;
+use super::history::History;
+use crate::support::Client;
+use crate::support::Receiver;
+
+/// How long everything may take to come to rest once nothing is in the way any more.
+const REST: Duration = Duration::from_secs(120);
+
+/// The database, without any proxy before it.
+pub struct Rows(Db);
+
+impl Rows {
+    pub async fn of(fleet: &Fleet) -> Self {
+        Self(Db::connect(&fleet.database_url()).await.unwrap())
+    }
+
+    async fn query(&self, sql: &str) -> Vec<QueryResult> {
+        let statement = longshore::db::statement(self.0.read(), sql, []);
+        self.0.scan().query_all_raw(statement).await.unwrap()
+    }
+
+    async fn count(&self, sql: &str) -> i64 {
+        self.query(sql).await[0].try_get_by_index(0).unwrap()
+    }
+
+    async fn texts(&self, sql: &str) -> Vec<String> {
+        let rows = self.query(sql).await;
+        rows.iter().map(|row| row.try_get_by_index(0).unwrap()).collect()
+    }
+
+    async fn execute(&self, sql: &'static str) {
+        let written: Result<(), sea_orm::DbErr> = self
+            .0
+            .work_alone(move |tx| {
+                Box::pin(async move { tx.execute_unprepared(sql).await.map(|_| ()) })
+            })
+            .await;
+        written.unwrap();
+    }
+}
+
+/// Lets go of what the dead hold for the sake of their clients, as if half a minute had passed.
+pub async fn release_keys(rows: &Rows) {
+    rows.execute("UPDATE idempotency_keys SET held_until = 0 WHERE held_until IS NOT NULL").await;
+}
+
+/// Brings on what is minutes away until no job is left, and everything has come to its end. Dead letters of jobs that
+/// outlived three workers are retried, as a person would.
+pub async fn come_to_rest(fleet: &mut Fleet, rows: &Rows, history: &History) {
+    let client = fleet.clients().remove(0);
+    let begun = Instant::now();
+    let mut retried = 0;
+    loop {
+        for place in 0..fleet.members.len() {
+            fleet.supervise(place);
+        }
+        for model in MODELS {
+            fleet.sandbox.release(model);
+        }
+        bring_on(rows).await;
+        retried += retry_the_dead(&client, rows, history).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let left = rows.count("SELECT count(*) FROM jobs WHERE finished_at IS NULL").await;
+        let unsettled = rows
+            .count(
+                "SELECT (SELECT count(*) FROM files WHERE status = 'uploaded') \
+                 + (SELECT count(*) FROM batches WHERE ended_at IS NULL) \
+                 + (SELECT count(*) FROM files WHERE deletion = 'pending') \
+                 + (SELECT count(*) FROM sweeps WHERE finished_at IS NULL)",
+            )
+            .await;
+        if left == 0 && unsettled == 0 {
+            break;
+        }
+        if begun.elapsed() > REST {
+            report_stuck(rows, history).await;
+            break;
+        }
+    }
+    history.faults("jobs that died three times, retried by hand", retried);
+    println!("at rest after {:.1} s", begun.elapsed().as_secs_f64());
+}
+
+async fn bring_on(rows: &Rows) {
+    rows.execute(
+        "UPDATE jobs SET run_at = 0 WHERE kind IN ('verify_upload', 'deliver_webhook') \
+         AND status IN ('queued', 'retrying') AND run_at > 0",
+    )
+    .await;
+    // Eleven minutes after a create whose outcome is unknown: by then no request of it is under way any more, and here
+    // none is since everything that held one back has let go. Not twice: each look counts from the one before.
+    rows.execute(
+        "UPDATE batch_runs SET unknown_since = unknown_since - 700000 \
+         WHERE unknown_since > (extract(epoch from clock_timestamp()) * 1000)::bigint - 700000 \
+         AND unknown_since < (extract(epoch from clock_timestamp()) * 1000)::bigint - 5000",
+    )
+    .await;
+    rows.execute(
+        "UPDATE jobs SET run_at = 0 WHERE kind = 'submit_batch' AND status IN ('queued', 'retrying')",
+    )
+    .await;
+}
+
+async fn retry_the_dead(client: &Client, rows: &Rows, history: &History) -> u64 {
+    let dead =
+        rows.texts("SELECT id::text FROM jobs WHERE status = 'failed' AND deaths >= 3").await;
+    let mut retried = 0;
+    for id in dead {
+        let path = format!("/v1/jobs/job_{id}/retry");
+        let (status, body) =
+            client.with_key(crate::support::ADMIN_KEY).post(&path, json!({})).await;
+        match status {
+            200 => retried += 1,
+            // What it was for is over by other means.
+            409 => {}
+            503 => {}
+            _ => history.violation(format_args!("retry of a dead letter: {status} {body}")),
+        }
+    }
+    retried
+}
+
+async fn report_stuck(rows: &Rows, history: &History) {
+    for (what, sql) in [
+        (
+            "a job is stuck",
+            "SELECT concat_ws(' ', id, kind, status, lane, 'attempt', attempt, 'run_at', run_at, 'lease', lease_owner, \
+             lease_until, error) FROM jobs WHERE finished_at IS NULL LIMIT 20",
+        ),
+        (
+            "a file is stuck",
+            "SELECT concat_ws(' ', f.id, filename, f.status, deletion, m.model, m.status, m.error, j.status) \
+             FROM files f LEFT JOIN mappings m ON m.file_id = f.id LEFT JOIN jobs j ON j.id = m.job_id \
+             WHERE f.status = 'uploaded' OR deletion = 'pending' LIMIT 20",
+        ),
+        (
+            "a batch is stuck",
+            "SELECT concat_ws(' ', b.id, b.status, r.id, r.model, r.status, r.waits_for, r.provider_batch_id, \
+             r.provider_status, r.outcome, r.next_look_at, 'unknown since', r.unknown_since, r.looked_at, r.error, \
+             j.status) FROM batches b JOIN batch_runs r ON r.batch_id = b.id LEFT JOIN jobs j ON j.id = r.job_id \
+             WHERE b.ended_at IS NULL LIMIT 20",
+        ),
+        (
+            "a sweep is stuck",
+            "SELECT concat_ws(' ', id, status) FROM sweeps WHERE finished_at IS NULL LIMIT 20",
+        ),
+        (
+            "a lane",
+            "SELECT concat_ws(' ', name, paused_until, pause_reason, failures, probe_job) FROM lanes",
+        ),
+    ] {
+        for row in rows.texts(sql).await {
+            history.violation(format_args!("{what}: {row}"));
+        }
+    }
+}
+
+/// Everything that can be asked of what is left.
+pub async fn check(fleet: &mut Fleet, rows: &Rows, receiver: &Receiver, history: &History) {
+    let client = fleet.clients().remove(0);
+    let listed = list_files(&client).await;
+    check_files(&client, &listed, history).await;
+    check_copies(fleet, &listed, history);
+    check_batches(fleet, &client, history).await;
+    check_rows(rows, history).await;
+    check_told(rows, receiver, history).await;
+    check_blobs(fleet, rows, history).await;
+}
+
+async fn list_files(client: &Client) -> Vec<Value> {
+    let (mut files, mut after) = (Vec::new(), String::new());
+    loop {
+        let (status, page) = client.get(&format!("/v1/files?limit=10000{after}")).await;
+        assert_eq!(status, 200, "{page}");
+        files.extend(page["data"].as_array().unwrap().iter().cloned());
+        if page["has_more"] != true {
+            return files;
+        }
+        after = format!("&after={}", page["last_id"].as_str().unwrap());
+    }
+}
+
+/// Each file that was answered is there, whole and processed; each whose delete was answered is not; none is there that
+/// nobody was told of, but for what batches made and what a client sent without hearing.
+async fn check_files(client: &Client, listed: &[Value], history: &History) {
+    let uploads = listed.iter().filter(|file| file["purpose"] != "batch_output");
+    let there: BTreeMap<&str, &Value> =
+        uploads.map(|file| (file["filename"].as_str().unwrap(), file)).collect();
+    let count = listed.iter().filter(|file| file["purpose"] != "batch_output").count();
+    if there.len() != count {
+        history.violation("a file is there twice");
+    }
+    for file in history.files() {
+        match (there.get(file.filename.as_str()), file.fate) {
+            (None, Fate::Kept) => {
+                history.violation(format_args!("`{}` ({}) is lost", file.filename, file.id));
+            }
+            (Some(found), Fate::Gone) => {
+                history.violation(format_args!("`{}` is back: {found}", file.filename));
+            }
+            (Some(found), _) => check_file(client, &file, found, history).await,
+            (None, _) => check_deletion(client, &file, history).await,
+        }
+        history.checked("file compared");
+    }
+    for name in there.keys() {
+        if history.file(name).is_none() {
+            history.violation(format_args!("`{name}` is there, and nobody was told of it"));
+        }
+    }
+}
+
+async fn check_file(client: &Client, file: &File, found: &Value, history: &History) {
+    let sha256 = data_encoding::HEXLOWER.encode(&Sha256::digest(&file.content));
+    if found["id"] != file.id.as_str()
+        || found["sha256"] != sha256.as_str()
+        || found["status"] != "processed"
+    {
+        history.violation(format_args!("`{}` ({}) is {found}", file.filename, file.id));
+    }
+    let path = format!("/v1/files/{}/content", file.id);
+    let content = client.request(Method::GET, &path).send().await.unwrap().bytes().await.unwrap();
+    if *content != *file.content {
+        history.violation(format_args!("`{}` has other content", file.filename));
+    }
+}
+
+async fn check_deletion(client: &Client, file: &File, history: &History) {
+    let (status, deletion) = client.get(&format!("/v1/files/{}/deletion", file.id)).await;
+    if status != 200 || deletion["status"] != "done" {
+        history.violation(format_args!("deletion of `{}`: {status} {deletion}", file.filename));
+    }
+}
+
+/// Each mapping's copy is live at its provider, with the file's bytes where they go as they are; no other upload is.
+fn check_copies(fleet: &Fleet, listed: &[Value], history: &History) {
+    for model in MODELS {
+        let live = fleet.sandbox.live_files(model).into_iter();
+        let mut live: BTreeMap<String, _> = live
+            .filter(|copy| copy.purpose != Purpose::BatchOutput)
+            .map(|copy| (copy.id.clone(), copy))
+            .collect();
+        for file in listed.iter().filter(|file| file["purpose"] != "batch_output") {
+            let mappings = file["mappings"].as_array().unwrap();
+            let Some(mapping) = mappings.iter().find(|mapping| mapping["model"] == model) else {
+                continue;
+            };
+            history.checked("copy compared");
+            let copy = mapping["provider_file_id"].as_str().and_then(|id| live.remove(id));
+            let is_whole = copy.is_some_and(|copy| {
+                file["purpose"] == "batch" || file["sha256"] == copy.sha256.as_str()
+            });
+            if !is_whole || mapping["status"] != "ready" {
+                history.violation(format_args!("no copy at `{model}` of {file}"));
+            }
+        }
+        for copy in live.values() {
+            history.violation(format_args!("a copy at `{model}` that is no mapping's: {copy:?}"));
+        }
+    }
+}
+
+/// Each batch has ended as it should, once at each provider, with every line's result.
+async fn check_batches(fleet: &Fleet, client: &Client, history: &History) {
+    for batch in history.batches() {
+        let (status, body) = client.get(&format!("/v1/batches/{}", batch.id)).await;
+        history.checked("batch compared");
+        let input = history.file(&batch.input);
+        let may_be_cancelled =
+            batch.is_cancelled || input.as_ref().is_some_and(|file| file.fate != Fate::Kept);
+        let end = body["status"].as_str().unwrap_or_default();
+        let is_right = match end {
+            "completed" => true,
+            "cancelled" => may_be_cancelled,
+            _ => false,
+        };
+        if status != 200 || !is_right || batch.end.is_some_and(|before| before != end) {
+            history.violation(format_args!("batch {}: {status} {body}", batch.id));
+            continue;
+        }
+        if let Some(file) = input.filter(|_| end == "completed" && !may_be_cancelled) {
+            let total = file.requests * file.models.len();
+            let counts = json!({"total": total, "completed": total, "failed": 0});
+            let results = count_results(client, &batch.id).await;
+            if body["request_counts"] != counts || results != total {
+                history.violation(format_args!("{results} results of {counts}: {body}"));
+            }
+        }
+    }
+    for model in MODELS {
+        let mut markers = BTreeSet::new();
+        for batch in fleet.sandbox.batches(model) {
+            history.checked("batch of a provider compared");
+            let marker = batch.metadata.as_ref().and_then(|metadata| metadata.get("longshore"));
+            if !marker.is_some_and(|marker| markers.insert(marker.clone())) {
+                history.violation(format_args!("a second batch at `{model}`: {batch:?}"));
+            }
+        }
+    }
+}
+
+async fn count_results(client: &Client, id: &str) -> usize {
+    let (mut seen, mut after) = (0, String::new());
+    loop {
+        let path = format!("/v1/batches/{id}/results?limit=100{after}");
+        let (status, page) = client.get(&path).await;
+        let Some(data) = page["data"].as_array().filter(|_| status == 200) else { return 0 };
+        seen += data.iter().filter(|line| line["status"] == "succeeded").count();
+        if page["has_more"] != true {
+            return seen;
+        }
+        after = format!("&after={}", page["last_id"].as_str().unwrap());
+    }
+}
+
+/// The rows agree with each other.
+async fn check_rows(rows: &Rows, history: &History) {
+    for (what, sql) in [
+        (
+            "mappings that still wonder about an upload",
+            "SELECT count(*) FROM mappings WHERE status <> 'deleted' AND unknown_since IS NOT NULL",
+        ),
+        ("copies that are to go", "SELECT count(*) FROM strays WHERE deleted_at IS NULL"),
+        (
+            "live files with a copy that is not ready",
+            "SELECT count(*) FROM mappings m JOIN files f ON f.id = m.file_id \
+             WHERE f.deleted_at IS NULL AND f.purpose <> 'batch_output' AND m.status <> 'ready'",
+        ),
+        (
+            "deleted files with a copy that is not deleted",
+            "SELECT count(*) FROM mappings m JOIN files f ON f.id = m.file_id \
+             WHERE f.deleted_at IS NOT NULL AND m.status <> 'deleted'",
+        ),
+        (
+            "jobs that failed for another reason than dead workers",
+            "SELECT count(*) FROM jobs WHERE status = 'failed' AND deaths < 3",
+        ),
+        (
+            "live mappings without their job",
+            "SELECT count(*) FROM mappings m JOIN files f ON f.id = m.file_id WHERE f.deleted_at IS NULL \
+             AND f.purpose <> 'batch_output' AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.id = m.job_id \
+             AND j.kind = 'upload_file' AND j.file_id = m.file_id)",
+        ),
+        (
+            "claims without an end, or ends without a claim",
+            "SELECT count(*) FROM jobs j WHERE j.epoch <> \
+             (SELECT count(*) FROM job_attempts a WHERE a.job_id = j.id)",
+        ),
+        (
+            "jobs that succeeded twice",
+            "SELECT count(*) FROM (SELECT job_id FROM job_attempts WHERE outcome = 'succeeded' \
+             GROUP BY job_id HAVING count(*) > 1) AS twice",
+        ),
+        (
+            "jobs with more attempts than they may have",
+            "SELECT count(*) FROM jobs WHERE attempt > max_attempts",
+        ),
+        (
+            "sweeps whose counts do not add up",
+            "SELECT count(*) FROM sweeps WHERE status <> 'succeeded' OR deleted + failed + skipped <> matched",
+        ),
+        (
+            "runs whose counts are not those of their rows",
+            "SELECT count(*) FROM batch_runs r WHERE r.outcome = 'completed' AND r.completed <> \
+             (SELECT count(*) FROM batch_results l WHERE l.run_id = r.id AND l.outcome = 'succeeded' \
+             AND l.problem IS NULL)",
+        ),
+        (
+            "lines that were taken in twice",
+            "SELECT count(*) FROM batch_results WHERE problem IS NOT NULL OR outcome = 'broken'",
+        ),
+    ] {
+        history.checked("rows compared");
+        let count = rows.count(sql).await;
+        if count != 0 {
+            history.violation(format_args!("{count} {what}"));
+        }
+    }
+}
+
+/// Whoever listens was told: by the stream, and by webhooks.
+async fn check_told(rows: &Rows, receiver: &Receiver, history: &History) {
+    let delivered: BTreeSet<(String, String)> = receiver
+        .delivered()
+        .iter()
+        .map(|delivery| {
+            let event = delivery.json();
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            (text(&event["type"]), text(&event["data"]["id"]))
+        })
+        .collect();
+    let processed = rows
+        .texts(
+            "SELECT managed_id FROM files WHERE status = 'processed' AND purpose <> 'batch_output'",
+        )
+        .await;
+    let ended = rows.query("SELECT managed_id, status FROM batches").await;
+    let ended = ended.iter().map(|row| {
+        let status: String = row.try_get_by_index(1).unwrap();
+        (format!("batch.{status}"), row.try_get_by_index::<String>(0).unwrap())
+    });
+    let processed = processed.into_iter().map(|id| ("file.processed".to_owned(), id));
+    for (kind, subject) in processed.chain(ended) {
+        history.checked("event compared");
+        if !history.has_heard(&kind, &subject) {
+            history.violation(format_args!("the stream did not tell of {kind} {subject}"));
+        }
+        if !delivered.contains(&(kind.clone(), subject.clone())) {
+            history.violation(format_args!("no webhook told of {kind} {subject}"));
+        }
+    }
+}
+
+/// Every row's blob is there; and, once what crashes left behind is old enough to be swept, no other.
+async fn check_blobs(fleet: &mut Fleet, rows: &Rows, history: &History) {
+    let named = || async {
+        let sql = "SELECT blob_key FROM files WHERE blob_key IS NOT NULL \
+                   UNION SELECT blob_key FROM batch_outputs WHERE blob_key IS NOT NULL";
+        rows.texts(sql).await.into_iter().collect::<BTreeSet<String>>()
+    };
+    let store = fleet.folder().join("blobs");
+    for folder in ["uploads", "outputs"] {
+        for path in files_below(&store.join(folder)) {
+            let file = std::fs::File::options().write(true).open(path).unwrap();
+            file.set_modified(crate::support::now() - Duration::from_secs(7200)).unwrap();
+        }
+    }
+    // They are swept at the start.
+    for place in 0..fleet.members.len() {
+        fleet.members[place].clock_ahead = 0;
+        fleet.kill(place);
+    }
+    fleet.all_up().await;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let named = named().await;
+        let kept: BTreeSet<String> = ["uploads", "outputs"]
+            .iter()
+            .flat_map(|folder| files_below(&store.join(folder)))
+            .map(|path| path.strip_prefix(&store).unwrap().to_str().unwrap().to_owned())
+            .collect();
+        if let Some(lost) = named.difference(&kept).next() {
+            return history.violation(format_args!("the bytes of `{lost}` are gone"));
+        }
+        if kept == named {
+            return history.tally("blob compared", |tally| tally.checked += kept.len() as u64);
+        }
+        if Instant::now() > deadline {
+            let orphans: Vec<_> = kept.difference(&named).collect();
+            return history.violation(format_args!("blobs without a row: {orphans:?}"));
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    entries
+        .map(|entry| entry.unwrap().path())
+        .flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] })
+        .collect()
+}
