@@ -60,6 +60,17 @@ pub async fn fanout(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 pub async fn first_byte(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let folder = bench.folder("first-byte")?;
     let installation = Installation::start(&folder, Setup::default()).await?;
+    let times = to_first_byte(bench, &installation).await?;
+    let what =
+        "from the answer to an upload to its first byte at a provider, 3 models, one at a time";
+    let line = Line::new(what)
+        .at_most("p50", times.percentile(0.5), Unit::Milliseconds, 10.0)
+        .at_most("p99", times.percentile(0.99), Unit::Milliseconds, 100.0);
+    Ok(vec![line])
+}
+
+/// From each answer to an upload, one at a time, to its first byte at each of three providers.
+pub async fn to_first_byte(bench: &Bench, installation: &Installation) -> anyhow::Result<Times> {
     let (address, rounds) = (installation.address, bench.options.rounds);
     let sandbox = installation.sandbox.clone();
     let answered = tokio::task::spawn_blocking(move || -> anyhow::Result<Vec<Duration>> {
@@ -75,7 +86,7 @@ pub async fn first_byte(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         Ok(answered)
     });
     let answered = answered.await??;
-    uploads::until_ready(&installation).await?;
+    uploads::until_ready(installation).await?;
 
     let mut times = Vec::new();
     for model in MODELS {
@@ -96,13 +107,7 @@ pub async fn first_byte(bench: &Bench) -> anyhow::Result<Vec<Line>> {
             times.push(arrived.saturating_sub(*answered));
         }
     }
-    let times = Times::new(times, Duration::ZERO);
-    let what =
-        "from the answer to an upload to its first byte at a provider, 3 models, one at a time";
-    let line = Line::new(what)
-        .at_most("p50", times.percentile(0.5), Unit::Milliseconds, 10.0)
-        .at_most("p99", times.percentile(0.99), Unit::Milliseconds, 100.0);
-    Ok(vec![line])
+    Ok(Times::new(times, Duration::ZERO))
 }
 
 /// Lets the system come to rest, for a time that keeps no step with any of its polls.

@@ -7,6 +7,7 @@
 
 mod batches;
 mod deletes;
+mod fleet;
 mod idle;
 mod jobs;
 mod large;
@@ -112,7 +113,7 @@ pub struct Options {
     /// A PostgreSQL server on which a database may be made; without one its rows are left out
     #[arg(long, env = "LONGSHORE_TEST_POSTGRES_URL", hide_env_values = true)]
     postgres: Option<String>,
-    /// A Redis server; without one the idle row does without
+    /// A Redis server; without one the rows on PostgreSQL do without
     #[arg(long, env = "LONGSHORE_TEST_REDIS_URL", hide_env_values = true)]
     redis: Option<String>,
     /// What cargo says to every benchmark
@@ -192,15 +193,19 @@ const fn large(name: &'static str, run: fn(&Bench) -> Running<'_>) -> Row {
 }
 
 /// In the order of the table. The raw limits come first, and whatever is chosen comes beside them.
-const ROWS: [Row; 26] = [
+const ROWS: [Row; 30] = [
     row("raw-files", |bench| Box::pin(raw::files(bench))),
     row("raw-loopback", |bench| Box::pin(raw::loopback(bench))),
     row("raw-sqlite", |bench| Box::pin(raw::sqlite(bench))),
     on_postgres("raw-postgres", |bench| Box::pin(raw::postgres(bench))),
     row("uploads-up", |bench| Box::pin(uploads::up(bench))),
     row("uploads-serve", |bench| Box::pin(uploads::serve(bench))),
+    on_postgres("fleet-uploads", |bench| Box::pin(fleet::uploads(bench))),
     row("fanout", |bench| Box::pin(latency::fanout(bench))),
     row("first-byte", |bench| Box::pin(latency::first_byte(bench))),
+    on_postgres("fleet-start", |bench| Box::pin(fleet::start_told(bench))),
+    on_postgres("fleet-start-untold", |bench| Box::pin(fleet::start_untold(bench))),
+    on_postgres("fleet-takeover", |bench| Box::pin(fleet::takeover(bench))),
     row("reads", |bench| Box::pin(reads::files(bench))),
     large("large-file", |bench| Box::pin(large::file(bench))),
     large("large-batch", |bench| Box::pin(large::batch(bench))),

@@ -20,7 +20,12 @@ impl Process {
     /// Starts `longshore COMMAND` in `folder`, with nothing of our own environment that is the product's. It logs to a
     /// file, at its default, which is `info`.
     pub fn start(folder: &Path, command: &str) -> anyhow::Result<Self> {
-        let log = folder.join(format!("{command}.log"));
+        Self::start_as(folder, command, command)
+    }
+
+    /// The same, with its log under another name, for several of a kind.
+    pub fn start_as(folder: &Path, command: &str, name: &str) -> anyhow::Result<Self> {
+        let log = folder.join(format!("{name}.log"));
         let mut process = Command::new(env!("CARGO_BIN_EXE_longshore"));
         process
             .current_dir(folder)
@@ -36,6 +41,13 @@ impl Process {
 
     pub fn log(&self) -> anyhow::Result<String> {
         Ok(std::fs::read_to_string(&self.log)?)
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
     }
 
     /// Waits until the log holds `text`, and answers the line.
