@@ -70,7 +70,7 @@ pub async fn release_keys(rows: &Rows) {
 /// outlived three workers are retried, as a person would.
 pub async fn come_to_rest(fleet: &mut Fleet, rows: &Rows, history: &History) {
     let client = fleet.clients().remove(0);
-    let begun = Instant::now();
+    let (begun, mut told) = (Instant::now(), Instant::now());
     let mut retried = 0;
     loop {
         for place in 0..fleet.members.len() {
@@ -93,6 +93,12 @@ pub async fn come_to_rest(fleet: &mut Fleet, rows: &Rows, history: &History) {
             .await;
         if left == 0 && unsettled == 0 {
             break;
+        }
+        if told.elapsed() > Duration::from_secs(10) {
+            told = Instant::now();
+            let sql = "SELECT concat(count(*), ' ', kind, ' ', status) FROM jobs WHERE finished_at IS NULL \
+                       GROUP BY kind, status ORDER BY 1";
+            println!("still there: {unsettled} things, {}", rows.texts(sql).await.join(", "));
         }
         if begun.elapsed() > REST {
             report_stuck(rows, history).await;
