@@ -54,7 +54,9 @@ impl App {
     /// # Errors
     ///
     /// When the database or the blob store cannot be reached, or a provider's address is unusable.
-    pub async fn open(config: Arc<Config>, db: Db, clock: Clock) -> anyhow::Result<Self> {
+    pub async fn open(config: Arc<Config>, db: Db) -> anyhow::Result<Self> {
+        let clock = Clock::default();
+        clock.set_by(&db).await?;
         let BlobsUrl::Folder(folder) = &config.blobs.url;
         let blobs = Blobs::open(folder)?;
         let installation = installation::ensure(&db, &blobs, clock.now()).await?;

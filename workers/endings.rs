@@ -114,11 +114,11 @@ impl Writer {
 }
 
 async fn write_together(app: &App, decided: Arc<[Decided]>) -> Result<Vec<bool>, DbErr> {
-    let clock = app.clock;
+    let clock = app.clock.clone();
     app.db
         .work(move |tx| {
-            let decided = Arc::clone(&decided);
-            Box::pin(async move { write(tx, clock.now(), &decided).await })
+            let (decided, now) = (Arc::clone(&decided), clock.now());
+            Box::pin(async move { write(tx, now, &decided).await })
         })
         .await
 }

@@ -22,7 +22,6 @@ use super::serve;
 use super::serve::Parts;
 use super::serve::Running;
 use crate::app::App;
-use crate::clock::Clock;
 use crate::config::Config;
 use crate::sandbox::BatchSettings;
 use crate::sandbox::Fault;
@@ -82,7 +81,7 @@ impl Demo {
         let config = configuration(folder.path(), &sandbox, &listen)?;
         let db = serve::connect(&config).await?;
         db.migrate().await?;
-        let app = App::open(Arc::new(config), db, Clock::default()).await?;
+        let app = App::open(Arc::new(config), db).await?;
         let shutdown = CancellationToken::new();
         serve::stop_on_signals(shutdown.clone())?;
         let running = Running::start(app, Parts::Both, shutdown.clone()).await?;

@@ -18,7 +18,6 @@ use super::doctor;
 use crate::api::Api;
 use crate::api::server;
 use crate::app::App;
-use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::Loaded;
 use crate::config::Source;
@@ -61,7 +60,7 @@ pub async fn run(start: &Start, parts: Parts) -> Result<ExitCode, Failed> {
     let config = Arc::new(loaded.config);
     let db = connect(&config).await?;
     prepare_schema(&db, parts).await?;
-    let app = App::open(Arc::clone(&config), db, Clock::default()).await?;
+    let app = App::open(Arc::clone(&config), db).await?;
     let shutdown = CancellationToken::new();
     stop_on_signals(shutdown.clone())?;
     let running = Running::start(app, parts, shutdown).await?;
@@ -160,7 +159,10 @@ impl Running {
             new_admin_key: None,
             intake: None,
             workers: None,
-            beside: vec![tokio::spawn(telemetry::upkeep())],
+            beside: vec![
+                tokio::spawn(telemetry::upkeep()),
+                tokio::spawn(app.clock.clone().follow(app.db.clone())),
+            ],
             shutdown: shutdown.clone(),
         };
         if parts.has_intake() {

@@ -41,6 +41,22 @@ impl Db {
         let facts = Facts::find_by_statement(statement(self.read(), &sql, [])).one(self.read());
         facts.await?.ok_or_else(|| DbErr::RecordNotFound("the database's version".to_owned()))
     }
+
+    /// Its own clock.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be asked.
+    pub async fn time(&self) -> Result<Timestamp, DbErr> {
+        #[derive(FromQueryResult)]
+        struct Time {
+            now: Timestamp,
+        }
+        let sql = format!("SELECT {} AS now", now(self.read()));
+        let time = Time::find_by_statement(statement(self.read(), &sql, [])).one(self.read());
+        let time = time.await?.ok_or_else(|| DbErr::RecordNotFound("its time".to_owned()))?;
+        Ok(time.now)
+    }
 }
 
 /// The file that `sqlite://path` or `sqlite:path` names; none for another database, or one in memory.

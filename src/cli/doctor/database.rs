@@ -67,7 +67,7 @@ pub async fn open(config: &Config, limit: Duration) -> Opened<Db> {
                     let apart = spoken(apart);
                     return Finding::warning(
                         format!("{message}; its clock and this machine's are {apart} apart"),
-                        "set both clocks, by NTP: leases go by the database's, times in logs by this machine's",
+                        "set both clocks, by NTP: jobs go by the database's, times in logs by this machine's",
                     );
                 }
                 Finding::ok(message)

@@ -8,6 +8,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use longshore::sandbox::Sandbox;
+use longshore::sandbox::Settings;
 use tempfile::TempDir;
 
 use super::history::History;
@@ -32,6 +33,8 @@ pub const END_MARGIN: Duration = Duration::from_secs(5);
 /// The place of the first process that runs jobs; before it are those that only take them.
 pub const FIRST_WORKER: usize = 2;
 const DATABASE: &str = "postgres";
+/// Within the `list_lag` of the configuration: whoever looks twice at once, or by a clock of its own, misses a copy.
+const LIST_LAG_MS: u64 = 150;
 /// How long a process may take to start while all that it needs is there.
 const START: Duration = Duration::from_secs(60);
 
@@ -68,6 +71,9 @@ impl Fleet {
         let (postgres, redis) =
             tokio::task::block_in_place(|| (Postgres::running(), Redis::running()));
         let sandbox = Sandbox::bind(([127, 0, 0, 1], 0).into()).unwrap();
+        for model in MODELS {
+            sandbox.configure(model, Settings { list_lag_ms: LIST_LAG_MS, ..Settings::default() });
+        }
         let to_providers = Proxy::before(sandbox.local_addr().port());
         std::fs::write(folder.path().join("longshore.toml"), configuration(to_providers.port))
             .unwrap();
