@@ -20,9 +20,6 @@ use super::history::History;
 use crate::support::ADMIN_KEY;
 use crate::support::Client;
 
-/// Rules that a provider has left to play before it is given more.
-const QUEUED: u64 = 40;
-
 /// What goes wrong, and how it is put right again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
@@ -171,7 +168,11 @@ pub async fn make_trouble(fleet: &mut Fleet, history: &History, random: &mut Std
         supervise(fleet, &begun);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    for Begun { trouble, .. } in begun {
+    for Begun { trouble, ends_at } in begun {
+        // A process that was told to end has the time that it was promised.
+        if matches!(trouble, Trouble::Terminate { .. }) {
+            tokio::time::sleep_until(ends_at.into()).await;
+        }
         finish(fleet, history, random, trouble).await;
     }
     for model in MODELS {
@@ -337,9 +338,8 @@ async fn finish(fleet: &mut Fleet, history: &History, random: &mut StdRng, troub
 /// Some of what the providers will do next.
 fn script_providers(fleet: &Fleet, random: &mut StdRng) {
     for model in MODELS {
-        if fleet.sandbox.stats(model).faults_queued > QUEUED {
-            continue;
-        }
+        // What met no call within a second would only stand in the way of others.
+        fleet.sandbox.clear_faults(model);
         for _ in 0..6 {
             let operation = [
                 Operation::Upload,
@@ -354,7 +354,9 @@ fn script_providers(fleet: &Fleet, random: &mut StdRng) {
                 Operation::CancelBatch,
                 Operation::Content,
             ][random.random_range(0..11)];
-            let skip = random.random_range(0..12);
+            // Batches are few, and what a second one costs is money.
+            let skip =
+                random.random_range(0..if operation == Operation::CreateBatch { 3 } else { 12 });
             let rule = FaultRule::new(operation, fault(random));
             fleet.sandbox.add_fault(model, FaultRule { skip, ..rule }).unwrap();
         }
