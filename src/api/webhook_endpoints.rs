@@ -2,9 +2,9 @@
 
 mod fields;
 mod object;
+mod test;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -18,7 +18,6 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use self::fields::checked_name;
-use self::fields::checked_type;
 use self::fields::checked_types;
 use self::fields::checked_url;
 use self::fields::event_types;
@@ -26,7 +25,6 @@ use self::fields::given;
 use self::fields::name;
 use self::fields::url;
 use self::object::EndpointObject;
-use self::object::event_type;
 use self::object::revealed;
 use self::object::sealed;
 use self::object::status;
@@ -38,7 +36,6 @@ use super::error::DiskFull;
 use super::error::KeyReused;
 use super::error::NotFound;
 use super::error::PayloadTooLarge;
-use super::error::TooManyRequests;
 use super::error::UnsupportedMediaType;
 use super::idempotency::Creation;
 use super::idempotency::IdempotencyKey;
@@ -50,8 +47,6 @@ use super::parameters::Path;
 use super::parameters::Query;
 use crate::app::App;
 use crate::error::Error;
-use crate::events;
-use crate::ids::EventId;
 use crate::ids::WebhookEndpointId;
 use crate::owners::Caller;
 use crate::webhooks;
@@ -60,7 +55,6 @@ use crate::webhooks::EndpointStatus;
 use crate::webhooks::EventType;
 use crate::webhooks::NewEndpoint;
 use crate::webhooks::Sealed;
-use crate::webhooks::sender::Message;
 use crate::webhooks::store;
 use crate::webhooks::store::Endpoint;
 use crate::webhooks::vault::Vault;
@@ -68,15 +62,13 @@ use crate::webhooks::vault::Vault;
 const PATH: &str = "/v1/webhook_endpoints";
 const ROTATE_PATH: &str = "/v1/webhook_endpoints/{id}/rotate_secret";
 const LIMITS: Limits = Limits { default: 20, most: 100 };
-/// What a test says that it is about: nothing that exists.
-const SAMPLE: &str = "sample";
 
 pub fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::default()
         .routes(routes!(create, list))
         .routes(routes!(retrieve, update, delete))
         .routes(routes!(rotate_secret))
-        .routes(routes!(test))
+        .routes(routes!(test::test))
         .routes(routes!(list_event_types))
 }
 
@@ -401,91 +393,6 @@ async fn rotate_secret(
         |kept| revealed(vault, kept),
     );
     rotate.await
-}
-
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default)]
-#[schema(as = TestWebhookEndpoint)]
-struct Test {
-    /// What the sample says that it is.
-    #[serde(deserialize_with = "given")]
-    #[schema(schema_with = event_type, required = true)]
-    event_type: Option<String>,
-}
-
-/// How a test went.
-#[derive(Serialize, ToSchema)]
-#[schema(as = WebhookEndpointTest)]
-struct TestObject {
-    #[schema(schema_with = is_test)]
-    object: &'static str,
-    webhook_endpoint_id: String,
-    #[schema(schema_with = event_type)]
-    event_type: String,
-    /// Whether there was an answer. `status_code` is what it said.
-    success: bool,
-    status_code: u16,
-}
-
-fn is_test() -> Object {
-    words(["webhook_endpoint.test"])
-}
-
-/// Test a webhook endpoint
-///
-/// A sample is sent at once and once, with the id `sample` in `data`. An endpoint that cannot be reached is 409.
-#[utoipa::path(post, path = "/v1/webhook_endpoints/{id}/test", operation_id = "test_webhook_endpoint",
-    tag = "Webhooks", security(("bearer" = [])),
-    params(("id" = String, Path, description = "The endpoint.")),
-    request_body = Test,
-    responses(
-        (status = 200, description = "What the endpoint answered.", body = TestObject),
-        (status = 404, response = NotFound),
-        (status = 409, response = Conflict),
-        (status = 413, response = PayloadTooLarge),
-        (status = 415, response = UnsupportedMediaType),
-        (status = 429, response = TooManyRequests),
-    ),
-)]
-async fn test(
-    State(app): State<App>,
-    Authenticated(caller): Authenticated,
-    Path(id): Path,
-    OptionalJson(body): OptionalJson<Test>,
-) -> Result<Json<TestObject>, Error> {
-    let endpoint = find(&app, &caller, &id).await?;
-    let missing = || {
-        Error::missing(
-            "event_type",
-            "`event_type` is missing; send `{\"event_type\": \"file.processed\"}`",
-        )
-    };
-    let event_type = body.unwrap_or_default().event_type.ok_or_else(missing)?;
-    let event_type = checked_type("event_type", &event_type)?;
-    let _place = app.webhooks.place_for_test().ok_or_else(|| Error::Limited {
-        code: "too_many_tests",
-        message: "too many webhook endpoints are being tested; try again".to_owned(),
-        retry_after: Duration::from_secs(1),
-    })?;
-    let (event, now) = (EventId::mint(), app.clock.now());
-    let body = events::to_json(event, event_type.as_str(), now, SAMPLE);
-    let body = body.map_err(|error| Error::Internal(error.into()))?;
-    let secrets = webhooks::secrets(vault(&app)?, &endpoint, now);
-    let secrets = secrets.map_err(|error| Error::Internal(error.into()))?;
-    let message = Message { id: event.to_string(), body };
-    let answered = app.webhooks.send(&endpoint.url, message, &secrets, now).await;
-    let status_code = answered.map_err(|unsent| Error::Conflict {
-        code: unsent.code(),
-        message: format!("no answer from the endpoint: {unsent}"),
-        retry_after: None,
-    })?;
-    Ok(Json(TestObject {
-        object: "webhook_endpoint.test",
-        webhook_endpoint_id: id,
-        event_type: event_type.to_string(),
-        success: true,
-        status_code,
-    }))
 }
 
 /// What endpoints can be told of.
