@@ -26,6 +26,7 @@ pub mod server;
 mod sweeps;
 mod wait;
 mod webhook_endpoints;
+mod workers;
 
 use std::sync::Arc;
 
@@ -72,6 +73,7 @@ fn routes() -> OpenApiRouter<Api> {
         .merge(events::routes())
         .merge(models::routes())
         .merge(admin::routes())
+        .merge(workers::routes())
         .merge(reconciliations::routes())
         .merge(health::routes())
         .merge(description::routes())

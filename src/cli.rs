@@ -23,6 +23,7 @@ mod scripted;
 mod serve;
 mod sweeps;
 mod watch;
+mod workers;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -137,6 +138,13 @@ enum Command {
         #[command(flatten)]
         server: Server,
     },
+    /// List the processes of an installation, through a running server; it takes an admin key
+    Workers {
+        #[command(flatten)]
+        server: Server,
+        #[command(subcommand)]
+        what: workers::WorkersCommand,
+    },
     /// Print a script with which a shell completes commands and options
     Completions(completions::Completions),
 }
@@ -230,6 +238,9 @@ impl Cli {
                 Ok(what.run(&server.client()?, server.json).await?)
             }
             Command::Models { server } => Ok(models::run(&server.client()?, server.json).await?),
+            Command::Workers { server, what } => {
+                Ok(what.run(&server.client()?, server.json).await?)
+            }
             Command::Completions(completions) => {
                 completions.run()?;
                 Ok(ExitCode::SUCCESS)

@@ -92,6 +92,10 @@ minted_id! {
     WebhookEndpointId, "we_"
 }
 minted_id! {
+    /// A process of this installation, `worker_…`: new at each start.
+    ProcessId, "worker_"
+}
+minted_id! {
     /// A provider object that is ours and must go.
     StrayId, "stray_"
 }

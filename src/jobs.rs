@@ -316,7 +316,7 @@ pub struct NewJob {
 }
 
 /// A worker process, by a name that is new at each start.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WorkerId(pub String);
 
 impl WorkerId {

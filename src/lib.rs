@@ -21,6 +21,7 @@ pub mod mappings;
 pub mod notices;
 pub mod owners;
 pub mod page;
+pub mod processes;
 pub mod provider_events;
 pub mod providers;
 pub mod reconciliations;

@@ -31,15 +31,14 @@ use crate::jobs::lanes;
 /// How long attempts that were told to stop may take to hand their jobs back.
 const HAND_BACK: Duration = Duration::from_millis(1500);
 
-/// Runs jobs until `shutdown`; then stops claiming, lets what runs finish within `workers.drain`, and
+/// Runs jobs as `worker` until `shutdown`; then stops claiming, lets what runs finish within `workers.drain`, and
 /// hands the rest back.
 ///
 /// # Errors
 ///
 /// When the lanes cannot be opened, or apalis fails.
-pub async fn run(app: App, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(app: App, worker: WorkerId, shutdown: CancellationToken) -> anyhow::Result<()> {
     open_lanes(&app).await?;
-    let worker = WorkerId::new();
     let times = LeaseTimes::new(app.config.workers.lease);
     let (held, stop) = (Held::default(), CancellationToken::new());
     let (claimed, claims) = mpsc::channel(1);

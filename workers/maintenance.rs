@@ -26,6 +26,7 @@ use crate::jobs::lanes;
 use crate::jobs::lanes::Patience;
 use crate::jobs::lanes::PauseReason;
 use crate::notices::Hint;
+use crate::processes;
 use crate::provider_events;
 use crate::reconciliations;
 use crate::results;
@@ -237,6 +238,7 @@ async fn prune(app: &App) -> Result<(), DbErr> {
     in_chunks(app, move |tx| Box::pin(webhooks::store::prune(tx, before, CHUNK))).await?;
     in_chunks(app, move |tx| Box::pin(webhooks::store::forget_previous(tx, now))).await?;
     in_chunks(app, move |tx| Box::pin(events::prune(tx, now.before(events::KEPT), CHUNK))).await?;
+    in_chunks(app, move |tx| Box::pin(processes::prune(tx, CHUNK))).await?;
     let before = now.before(PROVIDER_EVENTS_KEPT);
     in_chunks(app, move |tx| Box::pin(provider_events::prune(tx, before, CHUNK))).await?;
     in_chunks(app, move |tx| Box::pin(idempotency::prune(tx, now, CHUNK))).await

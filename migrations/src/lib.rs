@@ -22,6 +22,7 @@ mod m20261127_000013_create_provider_events;
 mod m20261127_000014_create_webhook_endpoints;
 mod m20261127_000015_add_deliveries_to_jobs;
 mod m20261127_000016_index_events_by_owner;
+mod m20261127_000017_create_workers;
 
 /// The list of migrations, in the order in which they are applied.
 pub struct Migrator;
@@ -46,6 +47,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000014_create_webhook_endpoints::Migration),
             Box::new(m20261127_000015_add_deliveries_to_jobs::Migration),
             Box::new(m20261127_000016_index_events_by_owner::Migration),
+            Box::new(m20261127_000017_create_workers::Migration),
         ]
     }
 }

@@ -12,6 +12,7 @@ mod report;
 mod server;
 mod store;
 mod webhooks;
+mod workers;
 
 use std::future::Future;
 use std::process::ExitCode;

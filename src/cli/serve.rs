@@ -25,6 +25,8 @@ use crate::db::Db;
 use crate::keys;
 use crate::keys::Identity;
 use crate::owners;
+use crate::processes::Process;
+use crate::processes::Role;
 use crate::telemetry;
 use crate::workers;
 
@@ -43,6 +45,14 @@ impl Parts {
 
     const fn has_workers(self) -> bool {
         matches!(self, Self::Both | Self::Workers)
+    }
+
+    const fn role(self) -> Role {
+        match self {
+            Self::Both => Role::Up,
+            Self::Intake => Role::Serve,
+            Self::Workers => Role::Work,
+        }
     }
 }
 
@@ -144,6 +154,8 @@ pub struct Running {
     intake: Option<tokio::task::JoinHandle<()>>,
     workers: Option<tokio::task::JoinHandle<anyhow::Result<()>>>,
     beside: Vec<tokio::task::JoinHandle<()>>,
+    app: App,
+    process: Process,
     shutdown: CancellationToken,
 }
 
@@ -163,6 +175,8 @@ impl Running {
                 tokio::spawn(telemetry::upkeep()),
                 tokio::spawn(app.clock.clone().follow(app.db.clone())),
             ],
+            app: app.clone(),
+            process: Process::new(parts.role()),
             shutdown: shutdown.clone(),
         };
         if parts.has_intake() {
@@ -177,20 +191,24 @@ impl Running {
             let api = Api::new(app.clone());
             let (router, drain, stop) = (api.router()?, app.config.workers.drain, shutdown.clone());
             running.beside.push(tokio::spawn(async move { api.run().await }));
-            let (notices, closing) = (app.notices.clone(), shutdown.clone());
-            running.beside.push(tokio::spawn(async move {
-                closing.cancelled().await;
-                notices.close();
-            }));
             running.intake = Some(tokio::spawn(async move {
                 server::serve(listener, router, stop.cancelled_owned(), drain).await;
             }));
             tracing::info!("listening on http://{address}");
         }
+        let (notices, closing) = (app.notices.clone(), shutdown.clone());
+        running.beside.push(tokio::spawn(async move {
+            closing.cancelled().await;
+            notices.close();
+        }));
+        let (process, beside, closing) = (running.process.clone(), app.clone(), shutdown.clone());
+        running.beside.push(tokio::spawn(async move { process.announce(&beside, closing).await }));
         if parts.has_workers() {
-            let stop = shutdown.clone();
+            let worker = running.process.worker();
             running.workers =
-                Some(tokio::spawn(async move { workers::daemon::run(app, stop).await }));
+                Some(tokio::spawn(
+                    async move { workers::daemon::run(app, worker, shutdown).await },
+                ));
         }
         Ok(running)
     }
@@ -218,6 +236,7 @@ impl Running {
         for task in self.beside {
             task.abort();
         }
+        self.process.has_stopped(&self.app).await;
         result.map_err(Failed::Otherwise)
     }
 }

@@ -90,7 +90,7 @@ async fn passes_every_check(options: Options) {
     };
     examined.assert("database", None, "ok", &[database]);
     examined.assert("files", None, "ok", &["the newest 1 are there"]);
-    examined.assert("workers", None, "ok", &["at work"]);
+    examined.assert("workers", None, "ok", &["1 process: 1 up", "the last job ended"]);
     examined.assert("provider", Some("at-c"), "ok", &["takes the key"]);
     if kind == Kind::Postgres {
         examined.assert("redis", None, "ok", &["answers PING"]);
@@ -228,7 +228,7 @@ async fn a_queue_that_nobody_serves_and_lanes_that_stand_still_are_told() {
     let fresh = examine(&env.folder(), &[], &[]);
     assert_eq!(fresh.code, 0, "{:#}", fresh.report);
     fresh.assert("queue", None, "ok", &["2 jobs waiting"]);
-    fresh.assert("workers", None, "ok", &["nothing is due"]);
+    fresh.assert("workers", None, "warning", &["1 process: 1 serve", "none runs jobs"]);
     fresh.assert("lane", Some("at-b"), "warning", &["`paused`", "1 job waiting", "at-b/resume"]);
 
     env.database.execute("UPDATE jobs SET run_at = run_at - 90000").await;

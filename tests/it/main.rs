@@ -15,6 +15,7 @@ mod disks;
 mod doctor;
 mod faults;
 mod filenames;
+mod fleet;
 mod ingestion;
 mod jobs;
 mod lists;

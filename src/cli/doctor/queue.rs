@@ -1,4 +1,4 @@
-//! The queue: what waits, whether anybody works on it, and which lanes stand still.
+//! The queue: what waits, and which lanes stand still.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,12 +14,12 @@ use super::database::remedy;
 use super::now;
 use super::spoken;
 use super::timed;
+use super::workers;
 use crate::cli::output::time;
 use crate::config::Config;
 use crate::db::Db;
 use crate::jobs::Lane;
 use crate::jobs::inspect;
-use crate::jobs::inspect::Ignored;
 use crate::jobs::inspect::Overview;
 use crate::jobs::lanes;
 use crate::jobs::lanes::FOR_EVER;
@@ -27,11 +27,6 @@ use crate::jobs::lanes::LaneRow;
 use crate::jobs::lanes::PauseReason;
 use crate::jobs::store;
 use crate::jobs::store::Depth;
-
-/// A worker takes what is due within a second or so.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// A worker that ended a job within this time is alive.
-const RECENT: Duration = Duration::from_secs(120);
 
 pub async fn check(
     config: &Config,
@@ -58,12 +53,10 @@ pub async fn check(
     };
     let (queue, workers, lanes) = tokio::join!(
         timed(limit, Name::Queue, None, queue(db)),
-        timed(limit, Name::Workers, None, workers(config, db)),
+        workers::check(config, db, limit),
         standing(config, db, limit),
     );
-    let mut checks = vec![queue, workers];
-    checks.extend(lanes);
-    checks
+    std::iter::once(queue).chain(workers).chain(lanes).collect()
 }
 
 fn unreadable(error: &DbErr) -> Finding {
@@ -87,55 +80,6 @@ async fn queue(db: &Db) -> Finding {
         );
     }
     Finding::ok(message)
-}
-
-async fn workers(config: &Config, db: &Db) -> Finding {
-    let lanes: Vec<_> =
-        config.providers.iter().map(|provider| Lane::of_provider(&provider.name)).collect();
-    let read = async {
-        let overview = inspect::overview(db.read()).await?;
-        Ok::<_, DbErr>((overview, inspect::ignored(db.read(), &lanes, PATIENCE).await?))
-    };
-    match read.await {
-        Ok((overview, ignored)) => alive(&overview, ignored),
-        Err(error) => unreadable(&error),
-    }
-}
-
-/// There is no list of workers: what they do tells of them.
-fn alive(overview: &Overview, ignored: Ignored) -> Finding {
-    let Overview { now, workers, lapsed, last_ended, .. } = *overview;
-    let start = "start `longshore up` or `longshore work`, or see in its log why it does not work";
-    if workers > 0 {
-        return Finding::ok(format!("{} at work", counted(workers, "worker")));
-    }
-    let last = last_ended.map_or_else(
-        || "no job has ended yet".to_owned(),
-        |at| format!("the last job ended {} ago", spoken(now.since(at))),
-    );
-    if last_ended.is_some_and(|at| now.since(at) < RECENT) {
-        return Finding::ok(format!("at work: {last}"));
-    }
-    if lapsed > 0 {
-        return Finding::failed(
-            format!(
-                "{} left by a worker that died, and no other takes over; {last}",
-                counted(lapsed, "job")
-            ),
-            start,
-        );
-    }
-    if let Ignored { count: count @ 1.., since: Some(since) } = ignored {
-        let since = spoken(now.since(since));
-        return Finding::failed(
-            format!(
-                "no worker is at work: {} due, the first for {since}; {last}",
-                counted(count, "job")
-            ),
-            start,
-        );
-    }
-    Finding::ok(format!("nothing is due, so none can be seen at work; {last}"))
 }
 
 /// The lanes that stand still, and those that nobody serves any more.
@@ -249,33 +193,6 @@ mod tests {
     use crate::clock::Timestamp;
 
     const NOW: Timestamp = Timestamp(10_000_000);
-    const NOTHING: Ignored = Ignored { count: 0, since: None };
-
-    fn overview() -> Overview {
-        Overview {
-            now: NOW,
-            waiting: 0,
-            oldest: None,
-            running: 0,
-            workers: 0,
-            lapsed: 0,
-            last_ended: None,
-            failed: 0,
-        }
-    }
-
-    #[test]
-    fn a_worker_is_missed_only_where_it_would_have_had_work() {
-        let due = Ignored { count: 3, since: Some(NOW.before(Duration::from_secs(90))) };
-        assert_eq!(alive(&overview(), NOTHING).verdict, Verdict::Ok);
-        assert_eq!(alive(&overview(), due).verdict, Verdict::Failed);
-        let lapsed = Overview { lapsed: 2, ..overview() };
-        assert_eq!(alive(&lapsed, NOTHING).verdict, Verdict::Failed);
-        let recent = Some(NOW.before(Duration::from_secs(5)));
-        let busy = Overview { last_ended: recent, ..overview() };
-        assert_eq!(alive(&busy, due).verdict, Verdict::Ok);
-        assert_eq!(alive(&Overview { workers: 1, ..lapsed }, due).verdict, Verdict::Ok);
-    }
 
     #[test]
     fn only_what_needs_a_person_fails_a_lane() {

@@ -35,6 +35,8 @@ pub enum Name {
     WebhookSecrets,
     Queue,
     Workers,
+    /// One process.
+    Worker,
     Lane,
     Redis,
     Provider,
@@ -56,6 +58,7 @@ impl Name {
             Self::WebhookSecrets => "webhook_secrets",
             Self::Queue => "queue",
             Self::Workers => "workers",
+            Self::Worker => "worker",
             Self::Lane => "lane",
             Self::Redis => "redis",
             Self::Provider => "provider",
@@ -123,7 +126,7 @@ impl Finding {
 #[derive(Clone, Debug)]
 pub struct Check {
     pub name: Name,
-    /// The provider or lane that it is about, where there are several.
+    /// The provider, lane or process that it is about, where there are several.
     pub subject: Option<String>,
     pub took: Duration,
     pub finding: Finding,

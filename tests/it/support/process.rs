@@ -77,6 +77,11 @@ impl Process {
         Self { child, log, output, gatherers: vec![log_gatherer, output_gatherer] }
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it has logged (standard error).
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
