@@ -9,6 +9,7 @@
 mod group;
 mod inspect;
 mod read;
+mod schema;
 mod sqlite;
 mod transaction;
 
@@ -41,6 +42,7 @@ use transaction::Connection;
 pub use inspect::Facts;
 pub use inspect::sqlite_file;
 pub use read::Reader;
+pub use schema::Schema;
 pub use transaction::Transaction;
 
 /// How long a request waits for a free connection before it is told that the database is unreachable.
@@ -233,18 +235,21 @@ impl Db {
         }
     }
 
-    /// Brings the schema up to date, one process at a time: on PostgreSQL under an advisory lock.
+    /// Brings the schema up to date, one process at a time: on PostgreSQL under an advisory lock. What a newer version
+    /// has added stays.
     ///
     /// # Errors
     ///
-    /// What the database says of a migration.
+    /// What the database says of a migration, or that the schema is one of another line of versions.
     pub async fn migrate(&self) -> Result<(), DbErr> {
         match &self.writer {
             Writer::Sqlite { .. } => {
                 // All or nothing, and one process at a time. Dropped, the connection undoes it.
                 let connection = self.for_migrations().await?;
                 connection.execute_unprepared("BEGIN IMMEDIATE").await?;
-                Migrator::up(&connection, None).await?;
+                if Schema::read(&connection).await?.is_behind()? {
+                    Migrator::up(&connection, None).await?;
+                }
                 connection.execute_unprepared("COMMIT").await.map(|_| ())
             }
             Writer::Postgres { pool, .. } => {
@@ -258,32 +263,12 @@ impl Db {
                     "SELECT pg_advisory_xact_lock(hashtext('longshore.migrate'))",
                 )
                 .await?;
-                Migrator::up(pool, None).await?;
+                if Schema::read(pool).await?.is_behind()? {
+                    Migrator::up(pool, None).await?;
+                }
                 lock.commit().await
             }
         }
-    }
-
-    /// The migrations that the schema still lacks, by name. Changes nothing.
-    ///
-    /// # Errors
-    ///
-    /// When the database cannot be asked.
-    pub async fn pending_migrations(&self) -> Result<Vec<String>, DbErr> {
-        if !self.is_postgres() {
-            let table = "SELECT 1 FROM sqlite_master WHERE name = 'seaql_migrations'";
-            if self.read.query_one_raw(statement(&self.read, table, [])).await?.is_none() {
-                let all = Migrator::migrations();
-                return Ok(all.iter().map(|migration| migration.name().to_owned()).collect());
-            }
-        }
-        let connection = self.for_migrations().await?;
-        let pending = if self.is_postgres() {
-            Migrator::get_pending_migrations_read_only(&connection).await?
-        } else {
-            Migrator::get_pending_migrations(&connection).await?
-        };
-        Ok(pending.iter().map(|migration| migration.name().to_owned()).collect())
     }
 
     /// A connection as sea-orm's migrator takes it. On SQLite it is one of its own.

@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::config::Loaded;
 use crate::config::Source;
 use crate::db::Db;
+use crate::db::Schema;
 use crate::keys;
 use crate::keys::Identity;
 use crate::owners;
@@ -107,14 +108,18 @@ pub async fn connect(config: &Config) -> Result<Db, Failed> {
 async fn prepare_schema(db: &Db, parts: Parts) -> Result<(), Failed> {
     if parts.has_intake() || !db.is_postgres() {
         db.migrate().await.context("cannot bring the schema up to date")?;
-        return Ok(());
     }
-    let pending = db.pending_migrations().await?;
-    if !pending.is_empty() {
+    let Schema { missing, unknown } = db.schema().await?;
+    if !missing.is_empty() {
         return Err(Failed::Otherwise(anyhow::anyhow!(
             "the database's schema is not up to date ({} migrations are missing); run `longshore migrate` first",
-            pending.len()
+            missing.len()
         )));
+    }
+    if let Some(newest) = unknown.last() {
+        tracing::info!(
+            "a newer version has been here (`{newest}`); this one gets on with what it has added"
+        );
     }
     Ok(())
 }
@@ -124,20 +129,27 @@ pub async fn migrate(start: &Start, what: Option<Migrate>) -> Result<ExitCode, F
     start.start_logging("warn")?;
     let config = start.load()?.config;
     let db = connect(&config).await?;
-    let pending = db.pending_migrations().await?;
+    let Schema { missing, unknown } = db.schema().await?;
     match what {
         None => {
             db.migrate().await.context("cannot bring the schema up to date")?;
-            println!("applied {} migrations; the schema is up to date", pending.len());
+            println!("applied {} migrations; the schema is up to date", missing.len());
             Ok(ExitCode::SUCCESS)
         }
-        Some(Migrate::Status) if pending.is_empty() => {
+        Some(Migrate::Status) if missing.is_empty() && unknown.is_empty() => {
             println!("the schema is up to date");
             Ok(ExitCode::SUCCESS)
         }
+        Some(Migrate::Status) if missing.is_empty() => {
+            println!("the schema is up to date; a newer version has added to it:");
+            for name in unknown {
+                println!("  {name}");
+            }
+            Ok(ExitCode::SUCCESS)
+        }
         Some(Migrate::Status) => {
-            println!("{} migrations are missing; `longshore migrate` applies them:", pending.len());
-            for name in pending {
+            println!("{} migrations are missing; `longshore migrate` applies them:", missing.len());
+            for name in missing {
                 println!("  {name}");
             }
             Ok(ExitCode::FAILURE)

@@ -217,7 +217,14 @@ async fn a_schema_of_another_version_is_told_and_left_alone() {
         .execute("INSERT INTO seaql_migrations (version, applied_at) VALUES ('m2099_x', 0)")
         .await;
     let examined = examine(&env.folder(), &[], &[]);
-    examined.assert("schema", None, "failed", &["a newer one has been here"]);
+    let says = ["create_idempotency_keys", "another version has been here", "m2099_x"];
+    examined.assert("schema", None, "failed", &says);
+    let applied = "INSERT INTO seaql_migrations (version, applied_at) \
+                   SELECT version || 'create_idempotency_keys', 0 FROM (SELECT 'm20261123_000008_' AS version) AS missing";
+    env.database.execute(applied).await;
+    let examined = examine(&env.folder(), &[], &[]);
+    assert_eq!(examined.code, 0, "{:#}", examined.report);
+    examined.assert("schema", None, "ok", &["a newer version", "m2099_x"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,8 +18,10 @@ use super::timed;
 use crate::cli::output::bytes;
 use crate::config::Config;
 use crate::db::Db;
+use crate::db::Schema;
 use crate::db::is_disk_full;
 use crate::db::sqlite_file;
+use crate::processes::VERSION;
 
 /// A smaller disk than this fails soon.
 const MUCH_ROOM: u64 = 1 << 30;
@@ -90,18 +92,26 @@ pub async fn schema(database: &Opened<Db>) -> Finding {
         Ok(db) => db,
         Err(finding) => return finding,
     };
-    match db.pending_migrations().await {
-        Ok(pending) if pending.is_empty() => Finding::ok("up to date"),
-        Ok(pending) => Finding::failed(
-            format!("{} missing: {}", counted(pending.len(), "migration"), pending.join(", ")),
+    match db.schema().await {
+        Ok(Schema { missing, unknown }) if missing.is_empty() => match unknown.last() {
+            None => Finding::ok("up to date"),
+            Some(newest) => Finding::ok(format!(
+                "up to date; a newer version has added to it (`{newest}`), with which this one, {VERSION}, gets on"
+            )),
+        },
+        Ok(Schema { missing, unknown }) if unknown.is_empty() => Finding::failed(
+            format!("{} missing: {}", counted(missing.len(), "migration"), missing.join(", ")),
             "`longshore migrate` applies them; so does the next start of `longshore up` or `serve`",
         ),
-        // It knows of migrations that this program does not.
-        Err(DbErr::Custom(_)) => Finding::failed(
-            "the database has migrations that this version does not know: a newer one has been here",
+        Ok(Schema { missing, unknown }) => Finding::failed(
             format!(
-                "run the newer version of longshore (this is {}), or restore the database from before it",
-                env!("CARGO_PKG_VERSION")
+                "{} missing ({}), though another version has been here ({})",
+                counted(missing.len(), "migration"),
+                missing.join(", "),
+                unknown.join(", ")
+            ),
+            format!(
+                "run a version of longshore that knows both (this is {VERSION}), or restore the database from before it"
             ),
         ),
         Err(error) => Finding::failed(format!("cannot be read: {error}"), remedy(&error)),
