@@ -145,6 +145,16 @@ impl Work {
         DELIVER_WEBHOOK,
     ];
 
+    /// Whether this version knows the kind. What it does not know it leaves alone, whatever becomes of it.
+    pub fn is_known(kind: &str) -> bool {
+        Self::KINDS.contains(&kind)
+    }
+
+    /// The kinds, for a list in SQL.
+    fn quoted_kinds() -> String {
+        Self::KINDS.map(|kind| format!("'{kind}'")).join(", ")
+    }
+
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::UploadFile(_) => "upload_file",
@@ -209,7 +219,8 @@ impl Work {
     ///
     /// # Errors
     ///
-    /// When the kind is unknown or the payload is not of its shape: such a job is a dead letter.
+    /// When the kind is unknown (then it is left to a newer version), or the payload is not of its shape (then it is a
+    /// dead letter).
     pub fn read(kind: &str, payload: &str) -> serde_json::Result<Self> {
         match kind {
             "upload_file" => serde_json::from_str(payload).map(Self::UploadFile),

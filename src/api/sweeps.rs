@@ -132,7 +132,7 @@ impl SweepObject {
         Ok(Self {
             id: sweep.id.to_string(),
             object: "sweep",
-            status: sweep.status()?.to_string(),
+            status: sweep.status.clone(),
             dry_run: sweep.is_dry_run,
             filter: sweep.filter()?,
             counts: Counts {

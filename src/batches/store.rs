@@ -67,7 +67,7 @@ pub struct Batch {
     pub is_imported: bool,
     /// The first batch of which it retries requests.
     pub retry_of: Option<BatchId>,
-    status: String,
+    pub status: String,
     pub total: i64,
     pub completed: i64,
     pub failed: i64,

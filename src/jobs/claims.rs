@@ -153,7 +153,7 @@ async fn overdue_look(tx: &impl ConnectionTrait, lane: &Lane) -> Result<Option<J
     let sql = format!(
         "SELECT id FROM jobs WHERE lane = $1 AND rank = 1 AND {READY} AND kind IN ({}) \
          AND run_at <= {} - 60000 LIMIT 1 {lock}",
-        quoted(&Work::KINDS),
+        Work::quoted_kinds(),
         due(tx),
     );
     let row = Row::find_by_statement(statement(tx, &sql, [lane.0.clone().into()])).one(tx).await?;
@@ -181,7 +181,7 @@ async fn choose(
     let sql = format!(
         "SELECT id FROM jobs WHERE lane = $1 AND rank = $2 AND owner = $3 AND {READY} \
          AND kind IN ({}) AND run_at <= {} ORDER BY run_at, id LIMIT $4 OFFSET $5 {lock}",
-        quoted(&Work::KINDS),
+        Work::quoted_kinds(),
         due(tx),
     );
     // Each with its owner's place, and its place among the owner's.
@@ -243,7 +243,7 @@ async fn due_owners(
          SELECT ({first} turn.owner) FROM turn WHERE turn.owner IS NOT NULL) \
          SELECT owner FROM turn WHERE owner IS NOT NULL \
          AND (SELECT min(run_at) {waiting} AND owner = turn.owner AND kind IN ({})) <= {} LIMIT $4",
-        quoted(&Work::KINDS),
+        Work::quoted_kinds(),
         due(tx),
     );
     let mut values: Vec<Value> =
@@ -257,11 +257,6 @@ async fn due_owners(
 /// condition of an index, and would read all that rests.
 pub(super) fn due(db: &impl ConnectionTrait) -> String {
     format!("(SELECT {})", db::now(db))
-}
-
-fn quoted(words: &[&str]) -> String {
-    let words: Vec<_> = words.iter().map(|word| format!("'{word}'")).collect();
-    words.join(", ")
 }
 
 /// When the next waiting job is due, and the database's clock now.

@@ -28,6 +28,7 @@ use crate::sweeps;
 
 /// Cancels a job that waits, and asks the worker of one that runs to stop.
 pub async fn cancel(tx: &Transaction, now: Timestamp, job: &Job) -> Result<(), Error> {
+    check_kind(job)?;
     if job.kind == "sweep" {
         return Err(Error::Conflict {
             code: "job_of_a_sweep",
@@ -61,6 +62,21 @@ pub async fn cancel(tx: &Transaction, now: Timestamp, job: &Job) -> Result<(), E
         message: format!(
             "the job has already ended as `{}`: there is nothing left to cancel",
             job.status
+        ),
+        retry_after: None,
+    })
+}
+
+/// What else has to change with a job only a version that knows its kind can tell.
+fn check_kind(job: &Job) -> Result<(), Error> {
+    if Work::is_known(&job.kind) {
+        return Ok(());
+    }
+    Err(Error::Conflict {
+        code: "job_of_newer_version",
+        message: format!(
+            "jobs of the kind `{}` are of a newer version than this process; ask one of that version",
+            job.kind
         ),
         retry_after: None,
     })
@@ -130,6 +146,7 @@ async fn give_up(
 
 /// Queues a failed or cancelled job again, with all its attempts.
 pub async fn retry(tx: &Transaction, now: Timestamp, job: &Job) -> Result<(), Error> {
+    check_kind(job)?;
     if !matches!(job.status()?, JobStatus::Failed | JobStatus::Cancelled) {
         return Err(Error::Conflict {
             code: "job_not_failed",

@@ -18,6 +18,7 @@ use super::Failure;
 use super::Fence;
 use super::Progress;
 use super::Spend;
+use super::Work;
 use super::WorkerId;
 use crate::clock::Timestamp;
 use crate::clock::millis;
@@ -325,12 +326,13 @@ pub struct Lapsed {
     pub lease_until: Timestamp,
 }
 
-/// Jobs whose lease has run out, at most 1,000.
+/// Jobs whose lease has run out, at most 1,000. What a newer version would have to see to is left to it.
 pub async fn lapsed(db: &impl ConnectionTrait) -> Result<Vec<Lapsed>, DbErr> {
     let sql = format!(
         "SELECT id, kind, payload, owner, lane, file_id, epoch, lease_until FROM jobs \
-         WHERE status = 'running' AND lease_until < {} LIMIT 1000",
-        db::now(db)
+         WHERE status = 'running' AND lease_until < {} AND kind IN ({}) LIMIT 1000",
+        db::now(db),
+        Work::quoted_kinds()
     );
     Lapsed::find_by_statement(statement(db, &sql, [])).all(db).await
 }

@@ -113,7 +113,7 @@ pub struct Run {
     pub provider: String,
     pub provider_model: String,
     pub mapping_id: Option<MappingId>,
-    status: String,
+    pub status: String,
     pub marker: Option<String>,
     pub job_id: Option<JobId>,
     /// For how long it has not been known whether a create took effect, in milliseconds. All ages are by the

@@ -31,7 +31,7 @@ pub struct Sweep {
     filter: String,
     pub is_dry_run: bool,
     pub job_id: JobId,
-    status: String,
+    pub status: String,
     pub matched: i64,
     /// Files of it that are gone at every provider.
     pub deleted: i64,

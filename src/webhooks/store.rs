@@ -32,7 +32,7 @@ pub struct Endpoint {
     pub secret_hint: String,
     pub previous_secret: Option<Vec<u8>>,
     pub previous_until: Option<Timestamp>,
-    status: String,
+    pub status: String,
     disabled_reason: Option<String>,
     /// Since when nothing was delivered, by the database's clock.
     pub failing_since: Option<Timestamp>,

@@ -42,4 +42,5 @@ mod sweeps;
 mod takeovers;
 mod terminal;
 mod uploads;
+mod versions;
 mod webhooks;

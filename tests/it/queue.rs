@@ -7,6 +7,7 @@ mod idempotency;
 mod keys;
 mod leases;
 mod limits;
+mod payloads;
 mod plans;
 mod schema;
 mod settling;

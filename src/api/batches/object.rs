@@ -174,15 +174,14 @@ fn run_statuses() -> Object {
 impl BatchObject {
     pub fn new(app: &App, view: BatchView) -> Result<Self, Error> {
         let BatchView { batch, runs } = view;
-        let status = batch.status()?;
         let ended_as = |as_this: BatchStatus| {
-            batch.ended_at.filter(|_| status == as_this).map(Timestamp::unix_seconds)
+            batch.ended_at.filter(|_| batch.status == as_this.as_str()).map(Timestamp::unix_seconds)
         };
         let seconds = |at: Option<Timestamp>| at.map(Timestamp::unix_seconds);
         Ok(Self {
             object: "batch",
             errors: errors(&batch)?,
-            status: status.to_string(),
+            status: batch.status.clone(),
             created_at: batch.created_at.unix_seconds(),
             in_progress_at: seconds(batch.in_progress_at),
             expires_at: seconds(batch.expires_at),
@@ -229,7 +228,7 @@ impl RunObject {
             error: run.failure(),
             blocked_by: blocked_by.map(str::to_owned),
             retry_at: retry_at.map(Timestamp::unix_seconds),
-            status: run.status().map_or_else(|_| String::new(), |status| status.to_string()),
+            status: run.status.clone(),
             request_counts: Counts {
                 total: run.total,
                 completed: run.completed,

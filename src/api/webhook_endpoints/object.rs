@@ -75,7 +75,7 @@ impl EndpointObject {
             name: endpoint.name.clone(),
             url: endpoint.url.clone(),
             event_types: endpoint.event_types()?,
-            status: endpoint.status()?.to_string(),
+            status: endpoint.status.clone(),
             disabled_reason: endpoint.disabled_reason().map(str::to_owned),
             failing_since: endpoint.failing_since.map(|at| at.unix_seconds()),
             signing_secret_hint: endpoint.secret_hint.clone(),

@@ -21,6 +21,7 @@ use crate::db::placeholders;
 use crate::db::statement;
 use crate::ids::JobId;
 use crate::jobs::Lane;
+use crate::jobs::Work;
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -76,9 +77,7 @@ pub async fn enter(tx: &impl ConnectionTrait, lane: &Lane) -> Result<LaneState, 
     let row = Row::find_by_statement(statement(tx, &sql, values)).one(tx).await?;
     let row = row.ok_or_else(|| DbErr::RecordNotFound(format!("lane `{lane}`")))?;
     let pause = match (row.paused_until, row.pause_reason) {
-        (Some(until), Some(reason)) => {
-            Some(Pause { until, reason: reason.parse().map_err(DbErr::Type)? })
-        }
+        (Some(until), Some(reason)) => Some(Pause { until, reason: known(&reason) }),
         _ => None,
     };
     Ok(LaneState {
@@ -92,6 +91,11 @@ pub async fn enter(tx: &impl ConnectionTrait, lane: &Lane) -> Result<LaneState, 
         last_owner: row.last_owner,
         now: row.now,
     })
+}
+
+/// What a newer version calls otherwise stands still all the same, until then: nothing of it is undone here.
+fn known(reason: &str) -> PauseReason {
+    reason.parse().unwrap_or(PauseReason::Paused)
 }
 
 /// Notes what a claim took: the budget that its calls use, the owner whose turn was last, and the probe.
@@ -162,7 +166,7 @@ pub async fn pauses(
         );
         let values: Vec<Value> = chunk.iter().map(|lane| lane.0.clone().into()).collect();
         for row in Row::find_by_statement(statement(db, &sql, values)).all(db).await? {
-            let reason: PauseReason = row.pause_reason.parse().map_err(DbErr::Type)?;
+            let reason = known(&row.pause_reason);
             stopped.insert(Lane(row.name), Pause { until: row.paused_until, reason });
         }
     }
@@ -221,7 +225,9 @@ pub async fn given_up(
     let sql = format!(
         "SELECT jobs.id FROM lanes JOIN jobs ON jobs.lane = lanes.name \
          WHERE lanes.pause_reason = $1 AND lanes.paused_at < {now} - {patience} \
-         AND jobs.status IN ('queued', 'retrying') AND jobs.run_at < {now} - {patience} LIMIT 100",
+         AND jobs.status IN ('queued', 'retrying') AND jobs.run_at < {now} - {patience} AND jobs.kind IN ({kinds}) \
+         LIMIT 100",
+        kinds = Work::quoted_kinds(),
         now = db::now(db),
         patience = patience.of_a_job()
     );
@@ -248,9 +254,10 @@ pub async fn unserved(
     let sql = format!(
         "SELECT id FROM jobs WHERE status IN ('queued', 'retrying') \
          AND (lane LIKE 'provider:%' OR lane LIKE 'ingest:%') \
-         AND run_at < {} - {} {others} LIMIT 100",
+         AND run_at < {} - {} AND kind IN ({}) {others} LIMIT 100",
         db::now(db),
-        patience.of_a_job()
+        patience.of_a_job(),
+        Work::quoted_kinds()
     );
     let values: Vec<Value> = served.iter().map(|lane| lane.0.clone().into()).collect();
     let rows = Id::find_by_statement(statement(db, &sql, values)).all(db).await?;
