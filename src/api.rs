@@ -100,6 +100,12 @@ impl Api {
         Ok(with_border(router.layer(Extension(description))).with_state(self.clone()))
     }
 
+    /// What a process that only runs jobs answers: whether it is well, and its metrics.
+    pub fn health_router(&self) -> Router {
+        let (router, _) = health::routes().split_for_parts();
+        with_border(router).with_state(self.clone())
+    }
+
     /// What runs beside the requests, until it is dropped.
     pub async fn run(&self) {
         tokio::join!(
@@ -145,8 +151,9 @@ mod tests {
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let end = async { drop(stopped.await) };
         let router = with_border(routes);
-        let drain = Duration::from_secs(5);
-        let server = tokio::spawn(async move { server::serve(listener, router, end, drain).await });
+        let ending = server::Ending { delay: Duration::ZERO, drain: Duration::from_secs(5) };
+        let server =
+            tokio::spawn(async move { server::serve(listener, router, end, ending).await });
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         for body in [None, Some(vec![b'x'; 3 << 20])] {
             let request = match body {

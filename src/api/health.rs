@@ -59,7 +59,7 @@ struct Readiness {
 }
 
 fn whole() -> Object {
-    words(["ok", "degraded", "unavailable"])
+    words(["ok", "degraded", "unavailable", "draining"])
 }
 
 fn part() -> Object {
@@ -72,10 +72,11 @@ fn part_or_none() -> Object {
 
 /// Whether it can do its work
 ///
-/// It needs no key. Without Redis it can, only slower: 200, with `degraded`.
+/// It needs no key. Without Redis it can, only slower: 200, with `degraded`. One that was told to stop cannot for long:
+/// 503, with `draining`.
 #[utoipa::path(get, path = "/readyz", operation_id = "readyz", tag = "Operation", responses(
     (status = 200, description = "It can.", body = Readiness),
-    (status = 503, description = "The database or the blob store cannot be reached.", body = Readiness,
+    (status = 503, description = "The database or the blob store cannot be reached, or it is about to end.", body = Readiness,
         headers(("retry-after" = u64, description = "In how many seconds to ask again."))),
 ))]
 async fn ready(State(app): State<App>) -> Response {
@@ -87,12 +88,14 @@ async fn ready(State(app): State<App>) -> Response {
         tracing::warn!(error = %error, "not ready: the blob store cannot be reached");
     }
     let word = |is_up: bool| if is_up { "ok" } else { "unreachable" };
-    let is_ready = database.is_ok() && blobs.is_ok();
+    let is_ending = app.notices.is_closing();
+    let is_ready = database.is_ok() && blobs.is_ok() && !is_ending;
     let is_degraded = app.notices.is_degraded();
     let body = Readiness {
         status: match (is_ready, is_degraded) {
             (true, false) => "ok",
             (true, true) => "degraded",
+            (false, _) if is_ending => "draining",
             (false, _) => "unavailable",
         },
         database: word(database.is_ok()),

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Subcommand;
@@ -195,18 +196,22 @@ impl Running {
             server::take_descriptors();
             running.new_admin_key = make_admin_key(&app).await?;
             let listen = app.config.server.listen;
-            let listener = TcpListener::bind(listen).await.with_context(|| {
-                format!("cannot listen on `{listen}` (`server.listen`): is another server running there?")
-            })?;
+            let listener = bind(listen, "server.listen").await?;
             let address = listener.local_addr()?;
             running.address = Some(address);
             let api = Api::new(app.clone());
-            let (router, drain, stop) = (api.router()?, app.config.workers.drain, shutdown.clone());
+            let (router, stop) = (api.router()?, shutdown.clone());
+            let ending = server::Ending {
+                delay: app.config.server.drain_delay,
+                drain: app.config.workers.drain,
+            };
             running.beside.push(tokio::spawn(async move { api.run().await }));
             running.intake = Some(tokio::spawn(async move {
-                server::serve(listener, router, stop.cancelled_owned(), drain).await;
+                server::serve(listener, router, stop.cancelled_owned(), ending).await;
             }));
             tracing::info!("listening on http://{address}");
+        } else if let Some(listen) = app.config.workers.listen {
+            running.beside.push(listen_for_health(&app, listen).await?);
         }
         let (notices, closing) = (app.notices.clone(), shutdown.clone());
         running.beside.push(tokio::spawn(async move {
@@ -251,6 +256,27 @@ impl Running {
         self.process.has_stopped(&self.app).await;
         result.map_err(Failed::Otherwise)
     }
+}
+
+async fn bind(listen: SocketAddr, setting: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(listen).await.with_context(|| {
+        format!("cannot listen on `{listen}` (`{setting}`): is another server running there?")
+    })
+}
+
+/// Answers how a process is that takes no requests, until the task is aborted: also while it drains.
+async fn listen_for_health(
+    app: &App,
+    listen: SocketAddr,
+) -> anyhow::Result<tokio::task::JoinHandle<()>> {
+    let listener = bind(listen, "workers.listen").await?;
+    let address = listener.local_addr()?;
+    let router = Api::new(app.clone()).health_router();
+    tracing::info!("health and metrics on http://{address}");
+    Ok(tokio::spawn(async move {
+        let ending = server::Ending { delay: Duration::ZERO, drain: Duration::ZERO };
+        server::serve(listener, router, std::future::pending(), ending).await;
+    }))
 }
 
 /// With no key at all: a new admin key where only this machine can reach the server, else a refusal.

@@ -14,6 +14,10 @@ use super::{
     url::{self, DatabaseKind},
 };
 
+const LONGEST_LEASE: Duration = Duration::from_hours(1);
+/// Of what a process takes to end.
+const LONGEST_ENDING: Duration = Duration::from_hours(1);
+
 /// Checks `config`, which was read from `tree`, and adds what is wrong to `problems`.
 ///
 /// Sections in which something is wrong already are left alone: half of them is missing.
@@ -31,6 +35,9 @@ pub(super) fn check(config: &Config, tree: &Node, problems: &mut Vec<Problem>) {
     }
     if sound(&["workers"]) {
         checks.workers();
+    }
+    if sound(&["server", "workers"]) {
+        checks.listeners();
     }
     if sound(&["retry"]) {
         checks.order(
@@ -124,22 +131,43 @@ impl Checks<'_> {
     }
 
     fn workers(&mut self) {
-        const LONGEST: Duration = Duration::from_hours(1);
-
         let workers = &self.config.workers;
-        if !(Duration::from_secs(1)..=LONGEST).contains(&workers.lease) {
+        if !(Duration::from_secs(1)..=LONGEST_LEASE).contains(&workers.lease) {
             let shown = humantime::format_duration(workers.lease);
             self.report(
                 KeyPath::section("workers").key("lease"),
                 format!("`workers.lease`: `{shown}` is out of range; write something from \"1s\" to \"1h\""),
             );
         }
-        if workers.drain > LONGEST {
+        if workers.drain > LONGEST_ENDING {
             let shown = humantime::format_duration(workers.drain);
             self.report(
                 KeyPath::section("workers").key("drain"),
                 format!(
                     "`workers.drain`: `{shown}` is too long for a shutdown; write at most \"1h\""
+                ),
+            );
+        }
+    }
+
+    fn listeners(&mut self) {
+        let (server, workers) = (&self.config.server, &self.config.workers);
+        if server.drain_delay > LONGEST_ENDING {
+            let shown = humantime::format_duration(server.drain_delay);
+            self.report(
+                KeyPath::section("server").key("drain_delay"),
+                format!(
+                    "`server.drain_delay`: `{shown}` is too long for a shutdown; write at most \"1h\""
+                ),
+            );
+        }
+        if let Some(listen) =
+            workers.listen.filter(|listen| *listen == server.listen && listen.port() != 0)
+        {
+            self.report(
+                KeyPath::section("workers").key("listen"),
+                format!(
+                    "`workers.listen` is `{listen}`, which `server.listen` is too; each needs an address of its own"
                 ),
             );
         }

@@ -32,6 +32,10 @@ pub struct Server {
     /// second of it, is given up: 408.
     #[serde(deserialize_with = "duration::positive")]
     pub body_timeout: Duration,
+    /// How long the listener goes on when the process is told to stop, while `/readyz` says 503: so long a proxy takes
+    /// to notice. At most an hour.
+    #[serde(deserialize_with = "duration::any")]
+    pub drain_delay: Duration,
     /// Whether `/metrics` is answered without a key.
     pub open_metrics: bool,
     /// Where a file goes that names no models; when empty, naming them is required. Each is the name of a model.
@@ -44,6 +48,7 @@ impl Default for Server {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 4700)),
             max_file_bytes: ByteSize::mebibytes(512),
             body_timeout: Duration::from_secs(30),
+            drain_delay: Duration::ZERO,
             open_metrics: false,
             default_models: Vec::new(),
         }
@@ -145,6 +150,9 @@ pub struct Workers {
     /// How long what runs may take to finish when the process is told to stop. At most an hour.
     #[serde(deserialize_with = "duration::any")]
     pub drain: Duration,
+    /// Where a process that only runs jobs answers how it is. Nowhere, if there is none.
+    #[serde(deserialize_with = "optional_listen")]
+    pub listen: Option<SocketAddr>,
 }
 
 impl Default for Workers {
@@ -153,6 +161,7 @@ impl Default for Workers {
             concurrency: at_least_one(4),
             lease: Duration::from_secs(20),
             drain: Duration::from_secs(25),
+            listen: None,
         }
     }
 }
@@ -259,10 +268,20 @@ pub(super) fn at_least_one(count: u32) -> NonZeroU32 {
     NonZeroU32::new(count).unwrap_or(NonZeroU32::MIN)
 }
 
-fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+fn optional_listen<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<SocketAddr>, D::Error> {
     let text = String::deserialize(deserializer)?;
+    if text.is_empty() { Ok(None) } else { address(&text).map(Some) }
+}
+
+fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    address(&String::deserialize(deserializer)?)
+}
+
+fn address<E: Error>(text: &str) -> Result<SocketAddr, E> {
     text.parse().map_err(|_| {
-        D::Error::custom(format_args!(
+        E::custom(format_args!(
             "`{VALUE}` is not an address to listen on; write it like \"127.0.0.1:4700\" or \"[::1]:4700\""
         ))
     })

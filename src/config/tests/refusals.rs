@@ -19,7 +19,7 @@ fn unknown_keys_and_sections_are_named_with_what_was_meant() {
     );
     refuses(
         "[workers]\nthreads = 4",
-        "longshore.toml:2: `workers.threads` is not a setting; there are `concurrency`, `lease`, `drain`",
+        "longshore.toml:2: `workers.threads` is not a setting; there are `concurrency`, `lease`, `drain`, `listen`",
     );
     refuses(
         "\n[serverr]\n",
@@ -33,7 +33,7 @@ fn unknown_keys_and_sections_are_named_with_what_was_meant() {
     );
     refuses(
         "workers = { lease = \"20s\",\n  slots = 3 }",
-        "longshore.toml:2: `workers.slots` is not a setting; there are `concurrency`, `lease`, `drain`",
+        "longshore.toml:2: `workers.slots` is not a setting; there are `concurrency`, `lease`, `drain`, `listen`",
     );
     refuses("redis.db = 1", "longshore.toml:1: `redis.db` is not a setting; there are `url`");
 }
@@ -149,6 +149,18 @@ fn settings_of_the_server_and_its_parts_are_checked() {
     refuses(
         "[workers]\ndrain = \"2h\"",
         "longshore.toml:2: `workers.drain`: `2h` is too long for a shutdown; write at most \"1h\"",
+    );
+    refuses(
+        "[workers]\nlisten = \"4701\"",
+        "longshore.toml:2: `workers.listen`: `4701` is not an address to listen on; write it like \"127.0.0.1:4700\" or \"[::1]:4700\"",
+    );
+    refuses(
+        "[workers]\nlisten = \"127.0.0.1:4700\"",
+        "longshore.toml:2: `workers.listen` is `127.0.0.1:4700`, which `server.listen` is too; each needs an address of its own",
+    );
+    refuses(
+        "[server]\ndrain_delay = \"61m\"",
+        "longshore.toml:2: `server.drain_delay`: `1h 1m` is too long for a shutdown; write at most \"1h\"",
     );
     refuses(
         "[retry]\nmax_delay = \"500ms\"",
