@@ -36,8 +36,8 @@ ENV LONGSHORE__SERVER__LISTEN=0.0.0.0:4700
 EXPOSE 4700
 # SIGTERM lets running work finish for `workers.drain`, 25 s by default; give `docker stop` more than that.
 STOPSIGNAL SIGTERM
-# Bash opens the connection by itself, so no HTTP client has to be in the image. For `longshore work`, which listens
-# nowhere, turn it off with `--no-healthcheck`.
+# Bash opens the connection by itself, so no HTTP client has to be in the image. `longshore work` listens only where
+# `workers.listen` says: give it a check of that, as docker-compose.yml does, or `--no-healthcheck`.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["/bin/bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/4700 && printf 'GET /healthz HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' >&3 && read -r status <&3 && [[ $status == 'HTTP/1.1 200'* ]]"]
 ENTRYPOINT ["longshore"]

@@ -62,6 +62,12 @@ install() {
     apt-get -qq install --yes --no-install-recommends "$@" </dev/null >&2 || die "\`apt-get install $*\` failed"
 }
 
+# Compose wants the secrets of all services, whichever are started; those of other services are not used.
+compose_up() {
+    LONGSHORE_ADMIN_KEY=unused LONGSHORE_POSTGRES_PASSWORD=${LONGSHORE_POSTGRES_PASSWORD:-longshore} \
+        docker compose up --detach --wait "$@" </dev/null >&2
+}
+
 has_docker() { docker version >/dev/null 2>&1 && docker compose version >/dev/null 2>&1; }
 
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
@@ -123,9 +129,9 @@ find_postgres() {
     fi
     if has_docker; then
         say "PostgreSQL: by \`docker compose\`, left running"
-        docker compose up --detach --wait postgres </dev/null >&2 ||
+        compose_up postgres ||
             die "\`docker compose up postgres\` failed; where its port is taken, set LONGSHORE_POSTGRES_PORT"
-        LONGSHORE_TEST_POSTGRES_URL="postgres://longshore:${POSTGRES_PASSWORD:-longshore}@127.0.0.1:${LONGSHORE_POSTGRES_PORT:-5432}/longshore"
+        LONGSHORE_TEST_POSTGRES_URL="postgres://longshore:${LONGSHORE_POSTGRES_PASSWORD:-longshore}@127.0.0.1:${LONGSHORE_POSTGRES_PORT:-5432}/longshore"
         return
     fi
     if ! has_postgres_programs; then
@@ -174,7 +180,7 @@ find_redis() {
         LONGSHORE_TEST_REDIS_URL=redis://127.0.0.1:6379
     elif has_docker; then
         say "Redis: by \`docker compose\`, left running"
-        docker compose up --detach --wait redis </dev/null >&2 ||
+        compose_up redis ||
             die "\`docker compose up redis\` failed; where its port is taken, set LONGSHORE_REDIS_PORT"
         LONGSHORE_TEST_REDIS_URL="redis://127.0.0.1:${LONGSHORE_REDIS_PORT:-6379}"
     else

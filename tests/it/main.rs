@@ -6,6 +6,7 @@ mod batches;
 mod border;
 mod cancellations;
 mod commands;
+mod compose;
 mod connections;
 mod content;
 mod crashes;
