@@ -30,6 +30,7 @@ mod queue;
 mod reconciliations;
 mod refusals;
 mod repetition;
+mod rolling;
 mod sdk;
 mod secrets;
 mod servers;
