@@ -142,8 +142,9 @@ impl Clock {
     }
 }
 
+/// What this machine's clock says, right or wrong.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the machine's clock")]
-fn machine() -> Timestamp {
+pub fn machine() -> Timestamp {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(millis(since_epoch))
 }

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
+use crate::clock;
 use crate::clock::Timestamp;
 use crate::clock::millis;
 use crate::db;
@@ -98,10 +99,10 @@ impl Process {
     }
 
     async fn tell(&self, app: &App, state: State, limit: Duration) {
-        let (process, clock) = (self.clone(), app.clock);
+        let process = self.clone();
         let written = app.db.work(move |tx| {
             let process = process.clone();
-            Box::pin(async move { save(tx, &process, state, clock.now()).await })
+            Box::pin(async move { save(tx, &process, state, clock::machine()).await })
         });
         match timeout(limit, written).await {
             Ok(Ok(())) => {}
@@ -120,7 +121,7 @@ async fn save(
     tx: &impl ConnectionTrait,
     process: &Process,
     state: State,
-    clock: Timestamp,
+    machine: Timestamp,
 ) -> Result<(), DbErr> {
     let now = db::now(tx);
     let since = |is_so: bool| if is_so { now } else { "NULL" };
@@ -140,7 +141,7 @@ async fn save(
         i64::from(std::process::id()).into(),
         VERSION.into(),
         millis(process.started.elapsed()).into(),
-        clock.0.into(),
+        machine.0.into(),
     ];
     tx.execute_raw(statement(tx, &sql, values)).await.map(|_| ())
 }
@@ -153,7 +154,7 @@ pub struct Seen {
     pub host: String,
     pub pid: i64,
     pub version: String,
-    /// How far its clock is ahead of the database's, less what the heartbeat took.
+    /// How far its machine's clock is ahead of the database's, less what the heartbeat took.
     pub clock_ahead_ms: i64,
     pub started_at: Timestamp,
     pub seen_at: Timestamp,
