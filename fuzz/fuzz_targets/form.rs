@@ -21,7 +21,6 @@ use longshore::api::files::form;
 use longshore::api::files::form::Form;
 use longshore::api::files::form::Keep;
 use longshore::app::App;
-use longshore::clock::Clock;
 use longshore::config::Config;
 use longshore::config::Variables;
 use longshore::db::Db;
@@ -54,7 +53,7 @@ async fn open() -> anyhow::Result<App> {
     let config = Config::from_text(Path::new("longshore.toml"), &text, &Variables::new())?.config;
     let db = Db::connect(config.database.url.expose()).await?;
     db.migrate().await?;
-    App::open(Arc::new(config), db, Clock::default()).await
+    App::open(Arc::new(config), db).await
 }
 
 fuzz_target!(|input: &[u8]| {
