@@ -2,6 +2,7 @@
 //!
 //! Only `main` reads the process's environment; it is handed in here, so that a test can hand in another.
 
+mod certificate;
 mod checks;
 mod deserializer;
 mod discovery;

@@ -8,6 +8,8 @@
 
 mod group;
 mod inspect;
+mod migrate;
+mod postgres;
 mod read;
 mod schema;
 mod sqlite;
@@ -17,25 +19,19 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use migrations::Migrator;
-use migrations::MigratorTrait;
 use sea_orm::ConnectionTrait;
-use sea_orm::Database;
-use sea_orm::DatabaseConnection;
 use sea_orm::DbBackend;
 use sea_orm::DbErr;
-use sea_orm::SqlxPostgresConnector;
+use sea_orm::RuntimeErr;
 use sea_orm::Statement;
-use sea_orm::TransactionTrait;
 use sea_orm::Value;
-use sqlx::Connection as _;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::postgres::PgPoolOptions;
 
+use crate::config;
+use crate::config::DatabaseKind;
 use group::Group;
 use transaction::Connection;
 
@@ -45,17 +41,13 @@ pub use read::Reader;
 pub use schema::Schema;
 pub use transaction::Transaction;
 
-/// How long a request waits for a free connection before it is told that the database is unreachable.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections for reading. SQLite reads in the calling process, so more than a few only compete.
 const SQLITE_READERS: usize = 8;
 const SQLITE_SCANNERS: usize = 4;
-const POSTGRES_CONNECTIONS: u32 = 16;
-/// A connection that has rested for longer is asked whether it still stands before it is used. The pool asks
-/// each one when it comes back; to ask again at once is a journey to the server and back for every read.
-const UNTESTED_REST: Duration = Duration::from_millis(100);
 /// How often a transaction that PostgreSQL broke off for another's sake is begun anew.
 const MAX_CONFLICTS: u32 = 5;
+/// How often one that lost its connection before its commit is.
+const MAX_CUTS: u32 = 2;
 
 /// The database.
 #[derive(Clone, Debug)]
@@ -68,7 +60,7 @@ pub struct Db {
 #[derive(Clone, Debug)]
 enum Writer {
     Sqlite { path: PathBuf, group: Group },
-    Postgres { pool: DatabaseConnection, work: Group },
+    Postgres { pool: postgres::Pool, work: Group },
 }
 
 /// What a write can end with: it tells whether the database itself failed.
@@ -83,24 +75,33 @@ impl WriteError for DbErr {
 }
 
 impl Db {
-    /// Connects to `sqlite://path` or `postgres://…`, creating the SQLite file and its folder if missing.
+    /// Connects to `sqlite://path` or `postgres://…` with the usual settings.
+    ///
+    /// # Errors
+    ///
+    /// As [`Db::open`].
+    pub async fn connect(url: &str) -> Result<Self, DbErr> {
+        let url = config::DatabaseUrl::parse(url).map_err(unusable)?;
+        Self::open(&config::Database { url, ..config::Database::default() }).await
+    }
+
+    /// Connects to what the settings name, creating the SQLite file and its folder if missing.
     ///
     /// # Errors
     ///
     /// When the URL cannot be read or the database cannot be reached.
-    pub async fn connect(url: &str) -> Result<Self, DbErr> {
-        if url.starts_with("sqlite:") {
-            Self::connect_sqlite(url)
-        } else {
-            Self::connect_postgres(url).await
+    pub async fn open(settings: &config::Database) -> Result<Self, DbErr> {
+        match settings.url.kind() {
+            DatabaseKind::Sqlite => Self::connect_sqlite(settings.url.expose()),
+            DatabaseKind::Postgres => Self::connect_postgres(settings).await,
         }
     }
 
     fn connect_sqlite(url: &str) -> Result<Self, DbErr> {
         let path = sqlite_file(url).ok_or_else(|| {
-            DbErr::Conn(sea_orm::RuntimeErr::Internal(
+            unusable(
                 "the URL names no file; write it like \"sqlite://data/longshore.db\"".to_owned(),
-            ))
+            )
         })?;
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(|error| {
@@ -122,44 +123,16 @@ impl Db {
         })
     }
 
-    async fn connect_postgres(url: &str) -> Result<Self, DbErr> {
-        let options = PgConnectOptions::from_str(url)
-            .map_err(connection_error)?
-            .application_name("longshore")
-            .options([
-                ("statement_timeout", "30s"),
-                ("lock_timeout", "10s"),
-                // A process that is frozen in the middle of a transaction holds up all others by its locks.
-                ("idle_in_transaction_session_timeout", "5s"),
-                ("timezone", "UTC"),
-            ]);
-        let pool = PgPoolOptions::new()
-            .max_connections(POSTGRES_CONNECTIONS)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .test_before_acquire(false)
-            .before_acquire(|connection, rested| {
-                Box::pin(async move {
-                    if rested.idle_for > UNTESTED_REST {
-                        connection.ping().await?;
-                    }
-                    Ok(true)
-                })
-            })
-            .connect_with(options.clone())
-            .await;
-        let pool = match pool {
-            Ok(pool) => pool,
-            // The pool goes on trying, for a server that is starting, and in the end says only that time is up.
-            Err(sqlx::Error::PoolTimedOut) => {
-                return Err(connection_error(inspect::refusal(&options).await));
-            }
-            Err(error) => return Err(connection_error(error)),
-        };
-        let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
+    async fn connect_postgres(settings: &config::Database) -> Result<Self, DbErr> {
+        let options = PgConnectOptions::from_str(settings.url.expose())
+            .map_err(|error| unusable(error.to_string()))?
+            .application_name("longshore");
+        let pool = postgres::Pool::new(options, settings);
+        drop(pool.lend().await?);
         let work = Group::spawn(Connection::Postgres(pool.clone())).map_err(no_writer)?;
         Ok(Self {
             read: Reader::Postgres(pool.clone()),
-            scan: Reader::Postgres(pool.clone()),
+            scan: Reader::Postgres(pool.for_scans()),
             writer: Writer::Postgres { pool, work },
         })
     }
@@ -235,70 +208,25 @@ impl Db {
         }
     }
 
-    /// Brings the schema up to date, one process at a time: on PostgreSQL under an advisory lock. What a newer version
-    /// has added stays.
-    ///
-    /// # Errors
-    ///
-    /// What the database says of a migration, or that the schema is one of another line of versions.
-    pub async fn migrate(&self) -> Result<(), DbErr> {
-        match &self.writer {
-            Writer::Sqlite { .. } => {
-                // All or nothing, and one process at a time. Dropped, the connection undoes it.
-                let connection = self.for_migrations().await?;
-                connection.execute_unprepared("BEGIN IMMEDIATE").await?;
-                if Schema::read(&connection).await?.is_behind()? {
-                    Migrator::up(&connection, None).await?;
-                }
-                connection.execute_unprepared("COMMIT").await.map(|_| ())
-            }
-            Writer::Postgres { pool, .. } => {
-                // Held by this transaction's connection and let go with it, also when the process dies.
-                let lock = pool.begin().await?;
-                lock.execute_unprepared("SET LOCAL statement_timeout = 0").await?;
-                lock.execute_unprepared("SET LOCAL lock_timeout = 0").await?;
-                lock.execute_unprepared("SET LOCAL idle_in_transaction_session_timeout = 0")
-                    .await?;
-                lock.execute_unprepared(
-                    "SELECT pg_advisory_xact_lock(hashtext('longshore.migrate'))",
-                )
-                .await?;
-                if Schema::read(pool).await?.is_behind()? {
-                    Migrator::up(pool, None).await?;
-                }
-                lock.commit().await
-            }
-        }
-    }
-
-    /// A connection as sea-orm's migrator takes it. On SQLite it is one of its own.
-    ///
-    /// # Errors
-    ///
-    /// When the database cannot be opened.
-    pub async fn for_migrations(&self) -> Result<DatabaseConnection, DbErr> {
-        match &self.writer {
-            Writer::Sqlite { path, .. } => {
-                let connection = sqlite::Connection::open(path, sqlite::Access::Write)?;
-                let proxy = Arc::new(Box::new(sqlite::Migrations(connection)) as Box<_>);
-                Database::connect_proxy(DbBackend::Sqlite, proxy).await
-            }
-            Writer::Postgres { pool, .. } => Ok(pool.clone()),
-        }
-    }
-
-    /// Answers when the database does.
+    /// Answers when the database does, and takes writes.
     ///
     /// # Errors
     ///
     /// When it does not.
     pub async fn ping(&self) -> Result<(), DbErr> {
-        self.read.query_one_raw(statement(&self.read, "SELECT 1 AS one", [])).await.map(|_| ())
+        if !self.is_postgres() {
+            let question = statement(&self.read, "SELECT 1 AS one", []);
+            return self.read.query_one_raw(question).await.map(drop);
+        }
+        let sql = "SELECT current_setting('transaction_read_only')::bool";
+        let row = self.read.query_one_raw(statement(&self.read, sql, [])).await?;
+        let is_read_only: bool = row.map_or(Ok(false), |row| row.try_get_by_index(0))?;
+        if is_read_only { Err(postgres::read_only()) } else { Ok(()) }
     }
 }
 
 /// Runs `write` on a connection of the pool, whether its caller goes on waiting or not.
-async fn on_a_connection<T, E, F>(pool: DatabaseConnection, write: F) -> Result<T, E>
+async fn on_a_connection<T, E, F>(pool: postgres::Pool, write: F) -> Result<T, E>
 where
     F: for<'t> Fn(&'t Transaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
     T: Send + 'static,
@@ -309,27 +237,39 @@ where
     task.await.unwrap_or_else(|error| Err(DbErr::Custom(error.to_string()).into()))
 }
 
-/// A transaction of its own, begun anew when PostgreSQL broke it off for another's sake.
+/// A transaction of its own, begun anew when PostgreSQL broke it off for another's sake, or its connection was lost
+/// before the commit.
 async fn write_alone<T, E, F>(connection: &Connection, write: &F) -> Result<T, E>
 where
     F: for<'t> Fn(&'t Transaction) -> BoxFuture<'t, Result<T, E>> + Send + Sync,
     E: WriteError,
 {
-    let mut conflicts = 0;
+    let (mut conflicts, mut cuts) = (0, 0);
     loop {
         let tx = connection.begin().await?;
-        let error = match attempt(write, &tx).await {
-            Ok(value) => match tx.commit().await {
+        let (error, is_undone) = match attempt(write, &tx).await {
+            // PostgreSQL would undo it, and answer its commit like any other.
+            Ok(value) if !(tx.has_failed() && is_postgres(&tx)) => match tx.commit().await {
                 Ok(()) => return Ok(value),
-                Err(error) => E::from(error),
+                Err(error) => (E::from(error), false),
             },
-            Err(error) => {
-                tx.rollback().await?;
-                error
+            ended => {
+                let error = ended.err().unwrap_or_else(|| broken().into());
+                if let Err(error) = tx.rollback().await {
+                    tracing::debug!(error = %error, "could not roll back; the connection is thrown away");
+                }
+                (error, true)
             }
         };
-        conflicts += 1;
-        if conflicts >= MAX_CONFLICTS || !error.as_db_err().is_some_and(is_conflict) {
+        let Some(cause) = error.as_db_err() else { return Err(error) };
+        if is_conflict(cause) {
+            conflicts += 1;
+        } else if is_undone && postgres::was_cut(cause) {
+            cuts += 1;
+        } else {
+            return Err(error);
+        }
+        if conflicts >= MAX_CONFLICTS || cuts > MAX_CUTS {
             return Err(error);
         }
     }
@@ -395,23 +335,72 @@ pub fn sqlite_code(error: &dyn sqlx::error::DatabaseError) -> Option<i32> {
     error.try_downcast_ref::<sqlite::Failure>().map(|failure| failure.code)
 }
 
+/// Whether the database is away, shutting down or too busy, so that another try may pass.
+pub fn is_away(error: &DbErr) -> bool {
+    match error {
+        DbErr::Conn(_) | DbErr::ConnectionAcquire(_) => true,
+        _ => driver_error(error).is_some_and(|error| match error {
+            sqlx::Error::Database(cause) => match sqlite_code(cause.as_ref()) {
+                // Busy or locked by another process for longer than the busy timeout; or its disk fails.
+                Some(code) => matches!(code & 0xff, 5 | 6 | 10),
+                None => postgres::is_away(error),
+            },
+            error => postgres::is_away(error),
+        }),
+    }
+}
+
+/// Logs what did not succeed, and is tried again. That PostgreSQL is away was said when it was lost
+/// ([`postgres`]), and is not said by everyone who notices.
+pub fn warn_of(error: &DbErr, what: &str) {
+    if is_said(error) {
+        tracing::debug!(error = %error, "{what}: the database is away");
+    } else {
+        tracing::warn!(error = %error, "{what}");
+    }
+}
+
+/// Whether the log says already, of PostgreSQL, that it is away.
+pub fn is_said(error: &DbErr) -> bool {
+    is_away(error) && database_error(error).is_none_or(|error| sqlite_code(error).is_none())
+}
+
 fn sql_state(error: &DbErr) -> Option<String> {
     database_error(error)?.code().map(|code| code.into_owned())
 }
 
 fn database_error(error: &DbErr) -> Option<&dyn sqlx::error::DatabaseError> {
-    let (DbErr::Exec(sea_orm::RuntimeErr::SqlxError(error))
-    | DbErr::Query(sea_orm::RuntimeErr::SqlxError(error))) = error
-    else {
-        return None;
-    };
-    error.as_database_error()
+    driver_error(error)?.as_database_error()
+}
+
+fn driver_error(error: &DbErr) -> Option<&sqlx::Error> {
+    match error {
+        DbErr::Conn(RuntimeErr::SqlxError(error))
+        | DbErr::Exec(RuntimeErr::SqlxError(error))
+        | DbErr::Query(RuntimeErr::SqlxError(error)) => Some(error),
+        _ => None,
+    }
+}
+
+/// The same error, for another who waits.
+fn copy(error: &DbErr) -> DbErr {
+    match error {
+        DbErr::Exec(RuntimeErr::SqlxError(error)) => {
+            DbErr::Exec(RuntimeErr::SqlxError(Arc::clone(error)))
+        }
+        other => DbErr::Conn(RuntimeErr::Internal(other.to_string())),
+    }
+}
+
+/// What a transaction ends with in which a statement failed that its write made nothing of.
+fn broken() -> DbErr {
+    DbErr::Custom("a statement of the transaction failed".to_owned())
 }
 
 fn no_writer(error: std::io::Error) -> DbErr {
     DbErr::Custom(format!("cannot start the thread that writes to the database: {error}"))
 }
 
-fn connection_error(error: sqlx::Error) -> DbErr {
-    DbErr::Conn(sea_orm::RuntimeErr::Internal(error.to_string()))
+fn unusable(message: String) -> DbErr {
+    DbErr::Conn(RuntimeErr::Internal(message))
 }

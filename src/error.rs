@@ -6,8 +6,8 @@ use sea_orm::DbErr;
 
 use crate::blobs::BlobError;
 use crate::db::WriteError;
+use crate::db::is_away;
 use crate::db::is_disk_full;
-use crate::db::sqlite_code;
 
 /// A domain error. A variant exists because the client, or the API, reacts to it differently.
 #[derive(Debug, thiserror::Error)]
@@ -104,42 +104,11 @@ impl From<DbErr> for Error {
         if is_disk_full(&error) {
             return Self::DiskFull { what, source: error.into() };
         }
-        match &error {
-            DbErr::Conn(_) | DbErr::ConnectionAcquire(_) => {
-                Self::Unavailable { what, source: error.into() }
-            }
-            DbErr::Exec(sea_orm::RuntimeErr::SqlxError(cause))
-            | DbErr::Query(sea_orm::RuntimeErr::SqlxError(cause)) => {
-                if is_lost_connection(cause) {
-                    Self::Unavailable { what, source: error.into() }
-                } else {
-                    Self::Internal(error.into())
-                }
-            }
-            _ => Self::Internal(error.into()),
+        if is_away(&error) {
+            Self::Unavailable { what, source: error.into() }
+        } else {
+            Self::Internal(error.into())
         }
-    }
-}
-
-/// The database is away, shutting down or too busy: another try may pass.
-fn is_lost_connection(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed => true,
-        sqlx::Error::Database(error) => match (sqlite_code(error.as_ref()), error.code()) {
-            // Busy or locked by another process for longer than the busy timeout; or its disk fails.
-            (Some(code), _) => matches!(code & 0xff, 5 | 6 | 10),
-            // Connection exceptions, shutdowns, and statements cut off by our own time limits.
-            (None, Some(code)) => {
-                code.starts_with("08")
-                    || code.starts_with("57")
-                    || matches!(&*code, "55P03" | "53300")
-            }
-            (None, None) => false,
-        },
-        _ => false,
     }
 }
 

@@ -5,7 +5,7 @@
 //! new events, wakes whoever waits for their subjects, and hands them to who listens to all: ten thousand
 //! of them cost the database what one costs.
 
-mod redis;
+pub mod redis;
 mod streams;
 
 use std::collections::HashMap;
@@ -27,6 +27,7 @@ use uuid::Uuid;
 
 use crate::batches;
 use crate::db::Db;
+use crate::db::warn_of;
 use crate::events;
 use crate::events::Cursor;
 use crate::events::Happened;
@@ -209,7 +210,7 @@ impl Notices {
                 read = read.and(self.inner.look_at_all(&db).await);
             }
             if let Err(error) = read {
-                tracing::warn!(error = %error, "could not read new events; those who wait are told later");
+                warn_of(&error, "could not read new events; those who wait are told later");
                 tokio::time::sleep(POLL).await;
             }
         }

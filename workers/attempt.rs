@@ -25,6 +25,7 @@ use crate::app::Account;
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::clock::millis;
+use crate::db::warn_of;
 use crate::ids::FileId;
 use crate::jobs::Ending;
 use crate::jobs::Failure;
@@ -197,7 +198,7 @@ impl Attempt {
             match tried {
                 Ok(ended) => break ended,
                 Err(error) if since.elapsed() < GIVE_UP_ENDING => {
-                    tracing::warn!(error = %error, "could not write the end of an attempt; trying again");
+                    warn_of(&error, "could not write the end of an attempt; trying again");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_ENDING_PAUSE);
                 }

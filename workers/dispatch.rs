@@ -22,6 +22,7 @@ use super::listing::Listings;
 use super::registry;
 use crate::app::App;
 use crate::clock::Timestamp;
+use crate::db::warn_of;
 use crate::jobs::Lane;
 use crate::jobs::LeaseTimes;
 use crate::jobs::Work;
@@ -219,7 +220,7 @@ impl Dispatcher {
                     again.unwrap_or(idle).min(idle)
                 }
                 Err(error) => {
-                    tracing::warn!(error = %error, "could not claim jobs; trying again");
+                    warn_of(&error, "could not claim jobs; trying again");
                     FAILURE_PAUSE
                 }
             };

@@ -3,6 +3,7 @@
 use sea_orm::DbErr;
 
 use crate::app::App;
+use crate::db::warn_of;
 use crate::files;
 use crate::files::deletion::Order;
 use crate::mappings;
@@ -20,13 +21,13 @@ pub async fn run(app: App) {
     loop {
         ticks.tick().await;
         if let Err(error) = expire_copies(&app).await {
-            tracing::warn!(error = %error, "could not look for copies that providers have let go of");
+            warn_of(&error, "could not look for copies that providers have let go of");
         }
         match expire_files(&app).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "deleted files whose time is over"),
             Err(error) => {
-                tracing::warn!(error = %error, "could not delete files whose time is over; trying again");
+                warn_of(&error, "could not delete files whose time is over; trying again");
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::app::Account;
 use crate::app::App;
 use crate::blobs::BlobKey;
 use crate::clock::Timestamp;
+use crate::db::warn_of;
 use crate::error::Error;
 use crate::events;
 use crate::files;
@@ -58,25 +59,25 @@ pub async fn run(app: App) {
     loop {
         ticks.tick().await;
         if let Err(error) = fail_those_who_wait_in_vain(&app).await {
-            tracing::warn!(error = %error, "could not look for jobs that wait in vain");
+            warn_of(&error, "could not look for jobs that wait in vain");
         }
         if let Err(error) = fail_those_whom_nobody_serves(&app).await {
-            tracing::warn!(error = %error, "could not look for jobs that nobody serves");
+            warn_of(&error, "could not look for jobs that nobody serves");
         }
         if let Err(error) = go_on_with_sweeps(&app).await {
-            tracing::warn!(error = %error, "could not look for sweeps without a job");
+            warn_of(&error, "could not look for sweeps without a job");
         }
         if let Err(error) = watch_batches(&app).await {
-            tracing::warn!(error = %error, "could not look for batches that nobody watches");
+            warn_of(&error, "could not look for batches that nobody watches");
         }
         if let Err(error) = reconcile(&app).await {
             tracing::warn!(error = %error, "could not plan reconciliations");
         }
         if let Err(error) = cancel_stranded_deliveries(&app).await {
-            tracing::warn!(error = %error, "could not look for deliveries that nobody wants any more");
+            warn_of(&error, "could not look for deliveries that nobody wants any more");
         }
         if let Err(error) = prune(&app).await {
-            tracing::warn!(error = %error, "could not prune old rows");
+            warn_of(&error, "could not prune old rows");
         }
         if round.is_multiple_of(ORPHANS_EVERY)
             && let Err(error) = sweep_orphans(&app).await

@@ -10,6 +10,7 @@ use sea_orm::DbErr;
 
 use super::registry;
 use crate::app::App;
+use crate::db::warn_of;
 use crate::events;
 use crate::events::Event;
 use crate::events::EventKind;
@@ -30,7 +31,7 @@ pub async fn run(app: App, times: LeaseTimes) {
     loop {
         looks.tick().await;
         if let Err(error) = look(&app, times, &mut seen).await {
-            tracing::warn!(error = %error, "could not look for lapsed leases; trying again");
+            warn_of(&error, "could not look for lapsed leases; trying again");
             // What was seen before a gap says nothing about whether it was renewed in it.
             seen.clear();
         }

@@ -51,7 +51,7 @@ async fn open() -> anyhow::Result<App> {
          [blobs]\nurl = \"file://{path}/blobs\""
     );
     let config = Config::from_text(Path::new("longshore.toml"), &text, &Variables::new())?.config;
-    let db = Db::connect(config.database.url.expose()).await?;
+    let db = Db::open(&config.database).await?;
     db.migrate().await?;
     App::open(Arc::new(config), db).await
 }

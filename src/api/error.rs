@@ -24,6 +24,7 @@ use utoipa::openapi::Schema;
 use utoipa::openapi::schema::Type;
 
 use super::description::words;
+use crate::db;
 use crate::error::Error;
 
 /// How long a client is asked to wait for a database or blob store that is away.
@@ -233,6 +234,9 @@ impl IntoResponse for Error {
             Self::Internal(source) => {
                 tracing::error!(error = format!("{source:#}"), "request failed")
             }
+            Self::Unavailable { source, .. } if is_said(source) => {
+                tracing::debug!(error = format!("{source:#}"), "request failed: {self}");
+            }
             Self::Unavailable { source, .. } | Self::DiskFull { source, .. } => {
                 tracing::error!(error = format!("{source:#}"), "request failed: {self}");
             }
@@ -253,6 +257,11 @@ impl IntoResponse for Error {
         }
         response
     }
+}
+
+/// Whether the log says already that the database is away.
+fn is_said(source: &anyhow::Error) -> bool {
+    source.downcast_ref().is_some_and(db::is_said)
 }
 
 /// Answers of the router itself, in the same form.

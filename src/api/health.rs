@@ -18,6 +18,7 @@ use super::Api;
 use super::auth::Admin;
 use super::description::words;
 use crate::app::App;
+use crate::db::warn_of;
 use crate::error::Error;
 use crate::telemetry;
 
@@ -82,7 +83,7 @@ fn part_or_none() -> Object {
 async fn ready(State(app): State<App>) -> Response {
     let (database, blobs) = tokio::join!(app.db.ping(), app.blobs.ping());
     if let Err(error) = &database {
-        tracing::warn!(error = %error, "not ready: the database cannot be reached");
+        warn_of(error, "not ready: the database cannot be reached");
     }
     if let Err(error) = &blobs {
         tracing::warn!(error = %error, "not ready: the blob store cannot be reached");

@@ -91,7 +91,7 @@ async fn left_behind(config: &Config) -> Vec<String> {
         return Vec::new();
     }
     let look = async {
-        let db = Db::connect(url).await?;
+        let db = Db::open(&config.database).await?;
         mappings::store::copies_by_provider(db.scan()).await
     };
     match tokio::time::timeout(PATIENCE, look).await {

@@ -100,7 +100,7 @@ fn say_what_was_found(loaded: &Loaded) {
 
 pub async fn connect(config: &Config) -> Result<Db, Failed> {
     let url = &config.database.url;
-    Db::connect(url.expose()).await.map_err(|error| {
+    Db::open(&config.database).await.map_err(|error| {
         let remedy = doctor::database_remedy(&error);
         Failed::Otherwise(anyhow::anyhow!("cannot open the database `{url}`: {error}; {remedy}"))
     })

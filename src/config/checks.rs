@@ -33,6 +33,9 @@ pub(super) fn check(config: &Config, tree: &Node, problems: &mut Vec<Problem>) {
     if sound(&["database", "redis"]) {
         checks.redis();
     }
+    if sound(&["database"]) {
+        checks.database();
+    }
     if sound(&["workers"]) {
         checks.workers();
     }
@@ -128,6 +131,34 @@ impl Checks<'_> {
                 "`redis.url` is set and `database.url` is SQLite: Redis joins processes, SQLite does not; set `database.url` to a postgres:// one, or leave `redis.url` empty".to_owned(),
             );
         }
+        let is_encrypted = redis.url.as_ref().is_some_and(|url| url.scheme() == "rediss");
+        if redis.ca_file.is_some() && !is_encrypted {
+            self.report(
+                KeyPath::section("redis").key("ca_file"),
+                "`redis.ca_file` is set, but `redis.url` is not a rediss:// one: nothing would be encrypted; change \
+                 one of the two"
+                    .to_owned(),
+            );
+        }
+    }
+
+    fn database(&mut self) {
+        let settings = &self.config.database;
+        if settings.max_connections.get() < 2 {
+            self.report(
+                KeyPath::section("database").key("max_connections"),
+                "`database.max_connections`: one connection is too few: what a request writes would wait for what a \
+                 worker reads; write at least 2"
+                    .to_owned(),
+            );
+        }
+        self.order(
+            "database",
+            "lock_timeout",
+            "statement_timeout",
+            settings.lock_timeout,
+            settings.statement_timeout,
+        );
     }
 
     fn workers(&mut self) {

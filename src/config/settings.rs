@@ -12,6 +12,7 @@ use secrecy::SecretString;
 use serde::de::{Deserialize, Deserializer, Error};
 
 use super::{
+    certificate,
     deserializer::VALUE,
     duration, name,
     secret::{self, EncryptionKey},
@@ -84,12 +85,29 @@ pub struct ApiKey {
 #[serde(default, deny_unknown_fields)]
 pub struct Database {
     pub url: DatabaseUrl,
+    /// Connections to PostgreSQL that one process has at the most. At least 2.
+    pub max_connections: NonZeroU32,
+    /// How long is waited for one of them, or for one to be made.
+    #[serde(deserialize_with = "duration::positive")]
+    pub acquire_timeout: Duration,
+    /// What PostgreSQL may take for one statement. Longer than `lock_timeout`.
+    #[serde(deserialize_with = "duration::positive")]
+    pub statement_timeout: Duration,
+    /// How long a statement may wait for a lock.
+    #[serde(deserialize_with = "duration::positive")]
+    pub lock_timeout: Duration,
 }
 
 impl Default for Database {
     fn default() -> Self {
         let url = DatabaseUrl::parse("sqlite://data/longshore.db");
-        Self { url: url.expect("the default has a supported scheme") }
+        Self {
+            url: url.expect("the default has a supported scheme"),
+            max_connections: at_least_one(16),
+            acquire_timeout: Duration::from_secs(5),
+            statement_timeout: Duration::from_secs(30),
+            lock_timeout: Duration::from_secs(10),
+        }
     }
 }
 
@@ -99,6 +117,9 @@ impl Default for Database {
 pub struct Redis {
     #[serde(deserialize_with = "url::redis")]
     pub url: Option<ConnectionUrl>,
+    /// The authority that signed the certificate of a `rediss://` server, where it is none that everybody knows.
+    #[serde(deserialize_with = "certificate::authority")]
+    pub ca_file: Option<PathBuf>,
 }
 
 /// `[blobs]`: where the bytes are.

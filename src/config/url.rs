@@ -104,7 +104,10 @@ impl DatabaseUrl {
         self.url.expose()
     }
 
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    /// # Errors
+    ///
+    /// Says what is wrong with the text, which it never shows.
+    pub fn parse(text: &str) -> Result<Self, String> {
         let url = ConnectionUrl::from(text);
         let kind = match url.scheme().as_str() {
             "sqlite" => DatabaseKind::Sqlite,

@@ -11,12 +11,14 @@ use std::time::Instant;
 
 use futures_util::future::BoxFuture;
 use sea_orm::DbErr;
-use sea_orm::RuntimeErr;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 
 use super::WriteError;
 use super::attempt;
+use super::broken;
+use super::copy;
+use super::is_away;
 use super::is_conflict;
 use super::transaction::Connection;
 use super::transaction::Transaction;
@@ -94,8 +96,9 @@ trait Write: Send {
     async fn run(&mut self, tx: &Transaction) -> bool;
     /// Whether it was broken off for another transaction's sake, and may pass when begun anew.
     fn has_lost_a_conflict(&self) -> bool;
-    /// Runs it on its own, because its group came to nothing or it lost a conflict, and answers.
-    async fn run_alone(self: Box<Self>, connection: &Connection);
+    /// Runs it on its own, because its group came to nothing or it lost a conflict, and answers. The error, if the
+    /// database is away.
+    async fn run_alone(self: Box<Self>, connection: &Connection) -> Option<DbErr>;
     /// Answers, now that the commit is on disk.
     fn answer(self: Box<Self>);
     /// Answers that no transaction could begin.
@@ -126,10 +129,13 @@ where
         matches!(&self.result, Some(Err(error)) if error.as_db_err().is_some_and(is_conflict))
     }
 
-    async fn run_alone(self: Box<Self>, connection: &Connection) {
+    async fn run_alone(self: Box<Self>, connection: &Connection) -> Option<DbErr> {
         let result = write_alone(connection, self.write.as_ref()).await;
+        let error = result.as_ref().err().and_then(WriteError::as_db_err);
+        let away = error.filter(|error| is_away(error)).map(copy);
         // Nobody waiting is no error: the client hung up, and what it asked for was done.
         drop(self.reply.send(result));
+        away
     }
 
     fn answer(self: Box<Self>) {
@@ -139,14 +145,7 @@ where
     }
 
     fn refuse(self: Box<Self>, error: &DbErr) {
-        // The database's own error stays one: it tells a full disk from a server that is away.
-        let error = match error {
-            DbErr::Exec(RuntimeErr::SqlxError(error)) => {
-                DbErr::Exec(RuntimeErr::SqlxError(Arc::clone(error)))
-            }
-            other => DbErr::Conn(RuntimeErr::Internal(other.to_string())),
-        };
-        drop(self.reply.send(Err(error.into())));
+        drop(self.reply.send(Err(copy(error).into())));
     }
 }
 
@@ -201,12 +200,15 @@ async fn commit_group(
     }
     metrics::histogram!("longshore_db_group_writes").record(writes.len() as f64);
     metrics::histogram!("longshore_db_group_seconds").record(begun.elapsed().as_secs_f64());
+    let mut away = None;
     for write in writes {
-        match committed {
-            Ok(()) if !write.has_lost_a_conflict() => write.answer(),
-            // What failed (a lost connection, a deadlock, a full disk) may be the fault of one write: each
-            // is tried on its own and gets its own answer.
-            _ => write.run_alone(connection).await,
+        match (&committed, &away) {
+            (Ok(()), _) if !write.has_lost_a_conflict() => write.answer(),
+            // What failed (a deadlock, a full disk) may be the fault of one write: each is tried on its own and
+            // gets its own answer.
+            (_, None) => away = write.run_alone(connection).await,
+            // The next would wait for as long as that one.
+            (_, Some(error)) => write.refuse(error),
         }
     }
 }
@@ -248,8 +250,4 @@ async fn apart(connection: &Connection, writes: &mut [Box<dyn Write>]) -> Result
 async fn run_in_savepoint(tx: &Transaction, write: &mut dyn Write) -> Result<(), DbErr> {
     let savepoint = tx.savepoint().await?;
     if write.run(&savepoint).await { savepoint.commit().await } else { savepoint.rollback().await }
-}
-
-fn broken() -> DbErr {
-    DbErr::Custom("the group of writes was broken off".to_owned())
 }

@@ -4,11 +4,7 @@ use std::path::PathBuf;
 
 use sea_orm::DbErr;
 use sea_orm::FromQueryResult;
-use sqlx::Connection as _;
-use sqlx::PgConnection;
-use sqlx::postgres::PgConnectOptions;
 
-use super::ACQUIRE_TIMEOUT;
 use super::Db;
 use super::now;
 use super::statement;
@@ -67,15 +63,6 @@ pub fn sqlite_file(url: &str) -> Option<PathBuf> {
     let path = percent_encoding::percent_decode_str(path).decode_utf8().ok()?;
     let is_file = !path.is_empty() && path != ":memory:" && !options.contains("mode=memory");
     is_file.then(|| PathBuf::from(&*path))
-}
-
-/// Why a server of PostgreSQL does not take a connection, from one try outside the pool.
-pub(super) async fn refusal(options: &PgConnectOptions) -> sqlx::Error {
-    match tokio::time::timeout(ACQUIRE_TIMEOUT, PgConnection::connect_with(options)).await {
-        Ok(Err(error)) => error,
-        // It came up just now, or is as silent as before.
-        Ok(Ok(_)) | Err(_) => sqlx::Error::PoolTimedOut,
-    }
 }
 
 #[cfg(test)]

@@ -1,20 +1,21 @@
 //! Connections for reading, on either database.
 
 use sea_orm::ConnectionTrait;
-use sea_orm::DatabaseConnection;
 use sea_orm::DbBackend;
 use sea_orm::DbErr;
 use sea_orm::ExecResult;
 use sea_orm::QueryResult;
 use sea_orm::Statement;
 
+use super::postgres::Pool;
+use super::postgres::Question;
 use super::sqlite;
 
 /// What reads the database. Writing through it fails on SQLite.
 #[derive(Clone, Debug)]
 pub enum Reader {
     Sqlite(sqlite::Pool),
-    Postgres(DatabaseConnection),
+    Postgres(Pool),
 }
 
 impl Reader {
@@ -37,7 +38,7 @@ impl ConnectionTrait for Reader {
     async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
         match self.counted() {
             Self::Sqlite(pool) => pool.run(move |connection| connection.execute(&statement)).await,
-            Self::Postgres(pool) => pool.execute_raw(statement).await,
+            Self::Postgres(pool) => pool.ask(Question::Effect(&statement)).await?.effect(),
         }
     }
 
@@ -47,7 +48,7 @@ impl ConnectionTrait for Reader {
                 let sql = sql.to_owned();
                 pool.run(move |connection| connection.execute_batch(&sql)).await
             }
-            Self::Postgres(pool) => pool.execute_unprepared(sql).await,
+            Self::Postgres(pool) => pool.ask(Question::Batch(sql)).await?.effect(),
         }
     }
 
@@ -56,7 +57,7 @@ impl ConnectionTrait for Reader {
             Self::Sqlite(pool) => {
                 pool.run(move |connection| Ok(connection.query(&statement, 1)?.pop())).await
             }
-            Self::Postgres(pool) => pool.query_one_raw(statement).await,
+            Self::Postgres(pool) => Ok(pool.ask(Question::Row(&statement)).await?.rows().pop()),
         }
     }
 
@@ -65,7 +66,7 @@ impl ConnectionTrait for Reader {
             Self::Sqlite(pool) => {
                 pool.run(move |connection| connection.query(&statement, usize::MAX)).await
             }
-            Self::Postgres(pool) => pool.query_all_raw(statement).await,
+            Self::Postgres(pool) => Ok(pool.ask(Question::Rows(&statement)).await?.rows()),
         }
     }
 }

@@ -32,6 +32,8 @@ use uuid::Uuid;
 
 /// How long a statement waits for another process that writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a reader waits for a free connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the writer keeps: its statements come in as many lengths as there are lists of parameters.
 const WRITER: Caches = Caches { statements: 512, kibibytes: 32 * 1024 };
 /// What each reader keeps. There are a dozen of them, and memory is to stay flat.
@@ -370,9 +372,12 @@ impl Pool {
         F: FnOnce(&Connection) -> Result<T, DbErr> + Send + 'static,
         T: Send + 'static,
     {
-        let place =
-            tokio::time::timeout(super::ACQUIRE_TIMEOUT, Arc::clone(&self.places).acquire_owned());
+        let place = tokio::time::timeout(ACQUIRE_TIMEOUT, Arc::clone(&self.places).acquire_owned());
         let Ok(Ok(place)) = place.await else {
+            tracing::warn!(
+                "all connections for reading were in use for {} s",
+                ACQUIRE_TIMEOUT.as_secs()
+            );
             return Err(DbErr::ConnectionAcquire(sea_orm::ConnAcquireErr::Timeout));
         };
         let lent =

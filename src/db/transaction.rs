@@ -5,22 +5,24 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
 use sea_orm::ConnectionTrait;
-use sea_orm::DatabaseConnection;
-use sea_orm::DatabaseTransaction;
 use sea_orm::DbBackend;
 use sea_orm::DbErr;
 use sea_orm::ExecResult;
 use sea_orm::QueryResult;
 use sea_orm::Statement;
-use sea_orm::TransactionTrait as _;
+use tokio::sync::Mutex;
 
+use super::postgres::Answer;
+use super::postgres::Lent;
+use super::postgres::Pool;
+use super::postgres::Question;
 use super::sqlite;
 
 /// Where transactions are begun.
 #[derive(Clone, Debug)]
 pub enum Connection {
     Sqlite(Arc<sqlite::Connection>),
-    Postgres(DatabaseConnection),
+    Postgres(Pool),
 }
 
 /// An open transaction, or a savepoint in one. Dropped, it is rolled back on PostgreSQL; on SQLite
@@ -34,7 +36,7 @@ pub struct Transaction {
 #[derive(Debug)]
 enum Inner {
     Sqlite { connection: Arc<sqlite::Connection>, is_savepoint: bool },
-    Postgres(DatabaseTransaction),
+    Postgres { connection: Arc<Mutex<Lent>>, is_savepoint: bool },
 }
 
 impl Connection {
@@ -49,11 +51,10 @@ impl Connection {
                 let connection = Arc::clone(connection);
                 Ok(Transaction::new(Inner::Sqlite { connection, is_savepoint: false }))
             }
-            Self::Postgres(pool) => match pool.begin().await {
-                Ok(tx) => Ok(Transaction::new(Inner::Postgres(tx))),
-                // The connection may have been lost since it was last used: once more, on another.
-                Err(_) => Ok(Transaction::new(Inner::Postgres(pool.begin().await?))),
-            },
+            Self::Postgres(pool) => {
+                let connection = Arc::new(Mutex::new(pool.begin().await?));
+                Ok(Transaction::new(Inner::Postgres { connection, is_savepoint: false }))
+            }
         }
     }
 }
@@ -84,7 +85,11 @@ impl Transaction {
                 let connection = Arc::clone(connection);
                 Ok(Self::new(Inner::Sqlite { connection, is_savepoint: true }))
             }
-            Inner::Postgres(tx) => Ok(Self::new(Inner::Postgres(tx.begin().await?))),
+            Inner::Postgres { connection, .. } => {
+                connection.lock().await.ask(Question::Batch("SAVEPOINT part")).await?;
+                let connection = Arc::clone(connection);
+                Ok(Self::new(Inner::Postgres { connection, is_savepoint: true }))
+            }
         }
     }
 
@@ -99,7 +104,14 @@ impl Transaction {
                 }
                 committed
             }
-            Inner::Postgres(tx) => tx.commit().await,
+            Inner::Postgres { connection, is_savepoint } => {
+                let mut connection = connection.lock().await;
+                if is_savepoint {
+                    connection.ask(Question::Batch("RELEASE part")).await.map(drop)
+                } else {
+                    connection.end("COMMIT").await
+                }
+            }
         }
     }
 
@@ -110,7 +122,15 @@ impl Transaction {
                 run(&connection, "RELEASE part")
             }
             Inner::Sqlite { connection, is_savepoint: false } => roll_back(&connection),
-            Inner::Postgres(tx) => tx.rollback().await,
+            Inner::Postgres { connection, is_savepoint } => {
+                let mut connection = connection.lock().await;
+                if is_savepoint {
+                    let undo = Question::Batch("ROLLBACK TO part; RELEASE part");
+                    connection.ask(undo).await.map(drop)
+                } else {
+                    connection.end("ROLLBACK").await
+                }
+            }
         }
     }
 }
@@ -128,14 +148,17 @@ impl ConnectionTrait for Transaction {
     fn get_database_backend(&self) -> DbBackend {
         match &self.inner {
             Inner::Sqlite { .. } => DbBackend::Sqlite,
-            Inner::Postgres(_) => DbBackend::Postgres,
+            Inner::Postgres { .. } => DbBackend::Postgres,
         }
     }
 
     async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
         let result = match &self.inner {
             Inner::Sqlite { connection, .. } => connection.execute(&statement),
-            Inner::Postgres(tx) => tx.execute_raw(statement).await,
+            Inner::Postgres { connection, .. } => {
+                let answer = connection.lock().await.ask(Question::Effect(&statement)).await;
+                answer.and_then(Answer::effect)
+            }
         };
         self.noted(result)
     }
@@ -143,7 +166,10 @@ impl ConnectionTrait for Transaction {
     async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
         let result = match &self.inner {
             Inner::Sqlite { connection, .. } => connection.execute_batch(sql),
-            Inner::Postgres(tx) => tx.execute_unprepared(sql).await,
+            Inner::Postgres { connection, .. } => {
+                let answer = connection.lock().await.ask(Question::Batch(sql)).await;
+                answer.and_then(Answer::effect)
+            }
         };
         self.noted(result)
     }
@@ -153,7 +179,10 @@ impl ConnectionTrait for Transaction {
             Inner::Sqlite { connection, .. } => {
                 connection.query(&statement, 1).map(|mut rows| rows.pop())
             }
-            Inner::Postgres(tx) => tx.query_one_raw(statement).await,
+            Inner::Postgres { connection, .. } => {
+                let answer = connection.lock().await.ask(Question::Row(&statement)).await;
+                answer.map(|answer| answer.rows().pop())
+            }
         };
         self.noted(result)
     }
@@ -161,7 +190,9 @@ impl ConnectionTrait for Transaction {
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
         let result = match &self.inner {
             Inner::Sqlite { connection, .. } => connection.query(&statement, usize::MAX),
-            Inner::Postgres(tx) => tx.query_all_raw(statement).await,
+            Inner::Postgres { connection, .. } => {
+                connection.lock().await.ask(Question::Rows(&statement)).await.map(Answer::rows)
+            }
         };
         self.noted(result)
     }

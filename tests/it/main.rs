@@ -1,6 +1,7 @@
 //! The real binary against the built-in providers, on SQLite and on PostgreSQL.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod absences;
 mod batch_commands;
 mod batches;
 mod border;
@@ -36,6 +37,7 @@ mod secrets;
 mod servers;
 mod shutdowns;
 mod slow;
+mod starts;
 mod storm;
 mod streams;
 mod submissions;

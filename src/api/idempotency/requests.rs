@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use super::json;
 use crate::api::Api;
 use crate::app::App;
+use crate::db::warn_of;
 use crate::error::Error;
 use crate::idempotency;
 use crate::idempotency::Begun;
@@ -109,7 +110,10 @@ impl Requests {
     pub async fn release(&self, app: &App, record: RecordId) {
         self.ended(record);
         if let Err(error) = self.delete(app, [record].into()).await {
-            tracing::warn!(error = %error, "could not release an idempotency key that its request left; it is free in 30 s at the latest");
+            warn_of(
+                &error,
+                "could not release an idempotency key that its request left; it is free in 30 s at the latest",
+            );
             self.keep_unreleased([record].into());
         }
     }
@@ -167,7 +171,7 @@ impl Requests {
                 }
             };
             if let Err(error) = result {
-                tracing::warn!(error = %error, "could not keep the records of running requests");
+                warn_of(&error, "could not keep the records of running requests");
             }
         }
     }

@@ -54,7 +54,7 @@ pub async fn open(config: &Config, limit: Duration) -> Opened<Db> {
             }
         }
         let opened = async {
-            let db = Db::connect(url.expose()).await?;
+            let db = Db::open(&config.database).await?;
             let facts = db.facts().await?;
             Ok::<_, DbErr>((db, facts))
         };
@@ -158,10 +158,12 @@ pub fn remedy(error: &DbErr) -> String {
         "correct the host in `database.url`, or see why its name is not found"
     } else if says("password authentication failed") || says("no password") {
         "correct user and password in `database.url`"
+    } else if says("certificate") {
+        "name the server in `database.url` as its certificate does, and its authority by `sslrootcert`"
     } else if says("does not exist") {
         "make it with `createdb` or `createuser`, or correct `database.url`"
     } else if says("too many clients") || says("remaining connection slots") {
-        "raise `max_connections` of PostgreSQL, or close what holds connections: each process takes up to 16"
+        "raise `max_connections` of PostgreSQL, or lower `database.max_connections`: each process takes as many"
     } else if says("read-only") || says("readonly") {
         "it takes no writes: name the primary server in `database.url`, or give the user that runs longshore the \
          right to write"

@@ -35,7 +35,28 @@ fn unknown_keys_and_sections_are_named_with_what_was_meant() {
         "workers = { lease = \"20s\",\n  slots = 3 }",
         "longshore.toml:2: `workers.slots` is not a setting; there are `concurrency`, `lease`, `drain`, `listen`",
     );
-    refuses("redis.db = 1", "longshore.toml:1: `redis.db` is not a setting; there are `url`");
+    refuses(
+        "redis.db = 1",
+        "longshore.toml:1: `redis.db` is not a setting; there are `url`, `ca_file`",
+    );
+}
+
+#[test]
+fn settings_of_the_database_and_of_redis_that_cannot_work_are_refused() {
+    refuses(
+        "[database]\nmax_connections = 1",
+        "longshore.toml:2: `database.max_connections`: one connection is too few: what a request writes would wait \
+         for what a worker reads; write at least 2",
+    );
+    refuses(
+        "[database]\nlock_timeout = \"40s\"",
+        "longshore.toml:2: `database.lock_timeout` is `40s`, longer than `database.statement_timeout`, which is \
+         `30s`; swap or change them",
+    );
+    refuses(
+        "[redis]\nca_file = \"/nowhere/ca.pem\"",
+        "longshore.toml:2: `redis.ca_file`: cannot read `/nowhere/ca.pem`: No such file or directory (os error 2)",
+    );
 }
 
 #[test]

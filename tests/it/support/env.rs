@@ -24,6 +24,8 @@ pub struct Options {
     pub extra: String,
     /// Settings of the section `server`.
     pub server: String,
+    /// Settings of the section `database`, beside its URL.
+    pub database_settings: String,
     /// Settings of every provider.
     pub provider: String,
     pub lease: &'static str,
@@ -63,6 +65,7 @@ impl Default for Options {
             kind: Kind::Sqlite,
             database: None,
             extra: String::new(),
+            database_settings: String::new(),
             provider: String::new(),
             lease: "1s",
             drain: "5s",
@@ -251,6 +254,7 @@ key = "{BOB_KEY}"
 owner = "bob"
 [database]
 url = "{url}"
+{database_settings}
 [blobs]
 url = "file://blobs"
 [workers]
@@ -267,6 +271,7 @@ max_delay = "1s"
             Kind::Postgres => format!("encryption_key = \"{ENCRYPTION_KEY}\""),
         },
         url = database.url,
+        database_settings = options.database_settings,
         lease = options.lease,
         drain = options.drain,
     );

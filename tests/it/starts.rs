@@ -1,0 +1,58 @@
+//! Several processes that start at once, and one that dies in the middle of its start.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::Connection as _;
+use sqlx::Executor as _;
+use sqlx::PgConnection;
+
+use crate::support::Database;
+use crate::support::Process;
+use crate::support::eventually;
+
+fn configure(folder: &Path, database: &Database, settings: &str) {
+    let text = format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\n[auth]\nadmin_key = \"k\"\n\
+         encryption_key = \"Y2FuYXJ5LW9mLWVuY3J5cHRpb24ta2V5LTVkN2EtMDE=\"\n[database]\nurl = \"{}\"\n{settings}",
+        database.url
+    );
+    std::fs::write(folder.join("longshore.toml"), text).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_that_start_at_once_on_a_new_sqlite_file_are_one_installation() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = Database::sqlite(folder.path());
+    configure(folder.path(), &database, "");
+    let mut servers: Vec<_> =
+        (0..4).map(|_| Process::start(folder.path(), &["serve"], &[])).collect();
+    for server in &mut servers {
+        server.logged("listening on");
+        assert!(!server.log().contains("different installations"), "{}", server.log());
+    }
+    assert_eq!(database.count("SELECT count(*) FROM installation").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_is_killed_while_it_migrates_leaves_nothing_that_blocks_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = Database::postgres().await;
+    configure(folder.path(), &database, "lock_timeout = \"500ms\"\nstatement_timeout = \"1s\"\n");
+    // A table of the name of one that a migration makes, which is not there yet for anybody else.
+    let mut other = PgConnection::connect(&database.url).await.unwrap();
+    other.execute("BEGIN; CREATE TABLE lanes (n bigint)").await.unwrap();
+    let mut first = Process::start(folder.path(), &["serve"], &[]);
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                 AND wait_event_type = 'Lock' AND now() - query_start > interval '2 s'";
+    eventually(Duration::from_secs(60), async || (database.count(waits).await == 1).then_some(()))
+        .await;
+    // Longer than a statement may take, or wait: that holds for no migration.
+    assert!(!first.has_ended());
+    let mut second = Process::start(folder.path(), &["serve"], &[]);
+    second.logged("another process brings the schema up to date");
+    first.kill();
+    other.execute("ROLLBACK").await.unwrap();
+    second.logged("listening on");
+    assert_eq!(database.count("SELECT count(*) FROM installation").await, 1);
+}
