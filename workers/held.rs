@@ -11,6 +11,8 @@ use std::time::Instant;
 use tokio::sync::watch;
 
 use crate::app::App;
+use crate::clock::millis;
+use crate::db::warn_of;
 use crate::ids::JobId;
 use crate::jobs::Fence;
 use crate::jobs::LeaseTimes;
@@ -68,15 +70,22 @@ impl Lease {
 
     /// Whether it certainly holds now: judged by our own clock, from before it was asked for.
     pub fn holds(&self) -> bool {
-        self.origin.elapsed().as_millis() < u128::from(self.until.load(Ordering::Acquire))
+        self.holds_for(Duration::ZERO)
     }
 
-    pub fn stop(&self, reason: Stop) {
+    /// Whether it certainly still holds after this long.
+    fn holds_for(&self, time: Duration) -> bool {
+        let then = (self.origin.elapsed() + time).as_millis();
+        then < u128::from(self.until.load(Ordering::Acquire))
+    }
+
+    /// Whether this is the first reason to stop.
+    pub fn stop(&self, reason: Stop) -> bool {
         self.stop.send_if_modified(|stop| {
             let is_first = stop.is_none();
             stop.get_or_insert(reason);
             is_first
-        });
+        })
     }
 
     /// Ends when the attempt is to stop.
@@ -149,8 +158,13 @@ impl Held {
         self.leases.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Renews all leases each heartbeat, apart from the work, until it is dropped.
+    /// Renews all leases each heartbeat, and stops what could not be renewed, apart from the work, until it is
+    /// dropped.
     pub async fn keep(&self, app: App, worker: WorkerId, times: LeaseTimes) {
+        tokio::join!(self.keep_renewing(&app, &worker, times), self.keep_watching(times));
+    }
+
+    async fn keep_renewing(&self, app: &App, worker: &WorkerId, times: LeaseTimes) {
         let mut next = tokio::time::Instant::now() + times.heartbeat;
         loop {
             let is_hinted = tokio::select! {
@@ -163,17 +177,31 @@ impl Held {
             if self.count() == 0 {
                 continue;
             }
-            let renewal = tokio::time::timeout(times.lease, self.renew(&app, &worker, times));
-            match renewal.await {
+            // A connection over which no answer comes is given up for another while the leases last.
+            let limit = (times.lease / 3).max(Duration::from_secs(1)).min(times.lease);
+            match tokio::time::timeout(limit, self.renew(app, worker, times)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::warn!(error = %error, "could not renew leases; trying again")
+                    warn_of(&error, "could not renew leases; trying again");
+                    next = next.min(tokio::time::Instant::now() + times.heartbeat / 4);
                 }
                 Err(_) => {
-                    tracing::warn!("renewing leases took longer than they last; trying again")
+                    tracing::warn!(
+                        "renewing leases took longer than {} ms; trying again",
+                        millis(limit)
+                    );
+                    next = tokio::time::Instant::now();
                 }
             }
-            self.stop_lapsed();
+        }
+    }
+
+    /// Looks at the leases by our own clock. Renewals may be waiting for a database that does not answer.
+    async fn keep_watching(&self, times: LeaseTimes) {
+        loop {
+            tokio::time::sleep(times.heartbeat / 8).await;
+            // With time left for the attempt to stop.
+            self.stop_lapsing(times.heartbeat / 4);
         }
     }
 
@@ -183,7 +211,10 @@ impl Held {
         worker: &WorkerId,
         times: LeaseTimes,
     ) -> Result<(), sea_orm::DbErr> {
-        let _claiming = self.claiming().await;
+        // A claim whose connection gives no answer must not keep the leases of others from being renewed.
+        let claiming = tokio::time::timeout(times.heartbeat / 4, self.claiming()).await.ok();
+        // What is claimed meanwhile is in neither.
+        let held = self.lock().clone();
         let asked_at = Instant::now();
         let name = worker.clone();
         let renewed: Vec<Renewed> = app
@@ -193,7 +224,6 @@ impl Held {
                 Box::pin(async move { leases::renew(tx, &name, times.lease).await })
             })
             .await?;
-        let held = self.lock().clone();
         for (job, (epoch, lease)) in &held {
             match renewed.iter().find(|renewed| renewed.id == *job && renewed.epoch == *epoch) {
                 Some(renewed) => {
@@ -205,10 +235,16 @@ impl Held {
                     }
                 }
                 // Unless it ended just now, somebody has taken it over.
-                None => lease.stop(Stop::LeaseLost),
+                None => {
+                    lease.stop(Stop::LeaseLost);
+                }
             }
         }
         self.report_progress(app, worker, &held).await?;
+        if claiming.is_none() {
+            // What is not held may be what the claim that is under way has brought.
+            return Ok(());
+        }
         let lost = renewed.iter().filter(|renewed| !held.contains_key(&renewed.id));
         self.hand_back(app, worker, lost.copied().collect()).await
     }
@@ -252,12 +288,11 @@ impl Held {
         Ok(())
     }
 
-    /// Stops what may be taken over by now, because renewing failed for too long.
-    fn stop_lapsed(&self) {
+    /// Stops what may be taken over in `margin`, because renewing failed for too long.
+    fn stop_lapsing(&self, margin: Duration) {
         for (job, (_, lease)) in self.lock().iter() {
-            if !lease.holds() {
-                tracing::warn!(job.id = %job, "the lease ran out before it could be renewed; the attempt is stopped");
-                lease.stop(Stop::LeaseLost);
+            if !lease.holds_for(margin) && lease.stop(Stop::LeaseLost) {
+                tracing::warn!(job.id = %job, "the lease ends and could not be renewed; the attempt is stopped");
             }
         }
     }
