@@ -22,6 +22,7 @@ use crate::installation::Installation;
 use crate::jobs::Lane;
 use crate::keys::Identity;
 use crate::keys::Keys;
+use crate::notices;
 use crate::notices::Notices;
 use crate::notices::Relay;
 use crate::owners;
@@ -60,7 +61,7 @@ impl App {
         let BlobsUrl::Folder(folder) = &config.blobs.url;
         let blobs = Blobs::open(folder)?;
         let installation = installation::ensure(&db, &blobs, clock.now()).await?;
-        let relay = config.redis.url.as_ref().map(|url| Relay::new(url.expose())).transpose()?;
+        let relay = notices::redis::client(&config.redis)?.map(Relay::new);
         Ok(Self {
             providers: Arc::new(Providers::new(&config)?),
             notices: Notices::new(relay),

@@ -18,6 +18,7 @@ mod doctor;
 mod faults;
 mod filenames;
 mod fleet;
+mod hints;
 mod ingestion;
 mod jobs;
 mod lists;

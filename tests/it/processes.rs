@@ -1,10 +1,6 @@
 //! Several processes on one PostgreSQL, with Redis between them and without.
 
-use std::net::TcpListener;
 use std::path::Path;
-use std::process::Child;
-use std::process::Command;
-use std::process::Stdio;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -23,53 +19,12 @@ use crate::support::Env;
 use crate::support::Kind;
 use crate::support::Options;
 use crate::support::Process;
+use crate::support::Redis;
 use crate::support::eventually;
 
-/// A Redis of the test's own, which it can take away.
-struct Redis {
-    port: u16,
-    folder: tempfile::TempDir,
-    child: Child,
-}
-
-impl Redis {
-    fn start() -> Self {
-        let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
-        let folder = tempfile::tempdir().unwrap();
-        let child = Self::run(port, folder.path());
-        Self { port, folder, child }
-    }
-
-    fn run(port: u16, folder: &Path) -> Child {
-        Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
-            .current_dir(folder)
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("the tests need `redis-server`")
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    fn restart(&mut self) {
-        self.child = Self::run(self.port, self.folder.path());
-    }
-
-    /// The table of the configuration that names it.
-    fn table(&self) -> String {
-        format!("[redis]\nurl = \"redis://127.0.0.1:{}\"\n", self.port)
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        // It may be dead already.
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
+/// The table of the configuration that names it.
+fn table(redis: &Redis) -> String {
+    format!("[redis]\nurl = \"{}\"\n", redis.url())
 }
 
 /// A server without workers, on PostgreSQL.
@@ -79,7 +34,7 @@ async fn serve(options: Options) -> Env {
 }
 
 async fn with_redis(redis: &Redis) -> Env {
-    let env = serve(Options { extra: redis.table(), ..Options::default() }).await;
+    let env = serve(Options { extra: table(redis), ..Options::default() }).await;
     readiness(&env, "ok", "ok").await;
     env
 }
@@ -147,7 +102,7 @@ async fn two_workers_share_the_work_without_redis() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_workers_share_the_work_with_redis() {
-    let redis = Redis::start();
+    let redis = Redis::running();
     share_the_work(&with_redis(&redis).await).await;
 }
 
@@ -167,9 +122,10 @@ async fn two_workers_together_stay_within_a_providers_concurrency() {
 /// Nothing here polls: what is heard was said.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hint_is_heard_in_another_process_at_once() {
-    let redis = Redis::start();
-    let url = format!("redis://127.0.0.1:{}", redis.port);
-    let [one, other] = [(); 2].map(|()| Notices::new(Some(Relay::new(&url).unwrap())));
+    let redis = Redis::running();
+    let url = redis.url();
+    let [one, other] = [(); 2]
+        .map(|()| Notices::new(Some(Relay::new(redis::Client::open(url.as_str()).unwrap()))));
     eventually(Duration::from_secs(20), async || (!other.is_degraded()).then_some(())).await;
     let patience = Duration::from_secs(10);
     // Until it is connected, every hint is given: any may have been missed.
@@ -186,7 +142,7 @@ async fn a_hint_is_heard_in_another_process_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_away_costs_a_poll_and_nothing_else() {
-    let mut redis = Redis::start();
+    let mut redis = Redis::running();
     let env = with_redis(&redis).await;
     let _workers = [env.also("work"), env.also("work")];
     carry(&env).await;
@@ -204,7 +160,7 @@ async fn redis_away_costs_a_poll_and_nothing_else() {
         assert!(carry(&env).await < Duration::from_secs(3));
     }
 
-    redis.restart();
+    redis.start();
     readiness(&env, "ok", "ok").await;
     carry(&env).await;
     assert_eq!(env.sandbox.stats("a").files_created, 6);
@@ -212,13 +168,12 @@ async fn redis_away_costs_a_poll_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_starts_without_its_redis_finds_it_later() {
-    let mut redis = Redis::start();
-    redis.kill();
-    let env = serve(Options { extra: redis.table(), ..Options::default() }).await;
+    let mut redis = Redis::made();
+    let env = serve(Options { extra: table(&redis), ..Options::default() }).await;
     let _worker = env.also("work");
     readiness(&env, "degraded", "unreachable").await;
     carry(&env).await;
-    redis.restart();
+    redis.start();
     readiness(&env, "ok", "ok").await;
     carry(&env).await;
 }
@@ -255,7 +210,7 @@ async fn a_request_that_waits_is_woken_by_another_process_without_redis() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_waits_is_woken_by_another_process_through_redis() {
-    let redis = Redis::start();
+    let redis = Redis::running();
     is_woken_by_another_process(&with_redis(&redis).await).await;
 }
 

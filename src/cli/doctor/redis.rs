@@ -2,25 +2,30 @@
 
 use std::time::Duration;
 
-use redis::Client;
-use redis::RedisError;
+use ::redis::RedisError;
 
 use super::Check;
 use super::Finding;
 use super::Name;
 use super::timed;
+use crate::config;
 use crate::config::Config;
+use crate::notices::redis;
 
 pub async fn check(config: &Config, limit: Duration) -> Option<Check> {
     let url = config.redis.url.as_ref()?;
     let check = async {
         let begun = tokio::time::Instant::now();
-        match ping(url.expose()).await {
+        match ping(&config.redis).await {
             Ok(latency) => Finding::ok(format!(
                 "`{url}` answers PING in {:.1} ms, {} ms with the connection",
                 latency.as_secs_f64() * 1000.0,
                 begun.elapsed().as_millis()
             )),
+            Err(error) if redis::is_refusal(&error) => Finding::warning(
+                format!("`{url}` refuses the user or password: {error}"),
+                "correct them in `redis.url`; until then processes hear of each other's changes at their next poll",
+            ),
             Err(error) => Finding::warning(
                 format!("`{url}` does not answer PING: {error}"),
                 "start Redis or correct `redis.url`; without it processes hear of each other's changes at their next \
@@ -36,9 +41,10 @@ pub async fn check(config: &Config, limit: Duration) -> Option<Check> {
     Some(check)
 }
 
-async fn ping(url: &str) -> Result<Duration, RedisError> {
-    let mut connection = Client::open(url)?.get_multiplexed_async_connection().await?;
+async fn ping(settings: &config::Redis) -> Result<Duration, RedisError> {
+    let Some(client) = redis::client(settings)? else { return Ok(Duration::ZERO) };
+    let mut connection = client.get_multiplexed_async_connection().await?;
     let begun = tokio::time::Instant::now();
-    let _: String = redis::cmd("PING").query_async(&mut connection).await?;
+    let _: String = ::redis::cmd("PING").query_async(&mut connection).await?;
     Ok(begun.elapsed())
 }
