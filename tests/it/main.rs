@@ -46,6 +46,7 @@ mod support;
 mod sweeps;
 mod takeovers;
 mod terminal;
+mod tls;
 mod uploads;
 mod versions;
 mod webhooks;
