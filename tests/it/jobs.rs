@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::support::ADMIN_KEY;
 use crate::support::Env;
+use crate::support::Kind;
 use crate::support::Options;
 use crate::support::eventually;
 
@@ -96,73 +97,77 @@ async fn a_wait_ends_when_its_time_is_up() {
 
 #[tokio::test]
 async fn a_failed_mapping_says_why_and_can_be_retried() {
-    let env = Env::start().await;
-    refuse(&env, "a").await;
-    let file = env.client.upload(&["a", "b"]).await;
-    let failed = env.client.settled(id(&file)).await;
-    assert_eq!(failed["status"], "error");
-    assert!(failed["status_details"].as_str().unwrap().contains("`a`"), "{failed}");
-    let error = &failed["mappings"][0]["error"];
-    assert_eq!(
-        (error["http_status"].as_i64(), error["retryable"].as_bool()),
-        (Some(400), Some(false)),
-        "{error}"
-    );
-    let attempts = env.client.get(&format!("/v1/jobs/{}/attempts", job(&file, 0))).await.1;
-    assert_eq!(
-        (&attempts["data"][0]["outcome"], &attempts["data"][0]["attempt"]),
-        (&json!("failed"), &json!(1))
-    );
+    for kind in [Kind::Sqlite, Kind::Postgres] {
+        let env = Env::with(Options::on(kind)).await;
+        refuse(&env, "a").await;
+        let file = env.client.upload(&["a", "b"]).await;
+        let failed = env.client.settled(id(&file)).await;
+        assert_eq!(failed["status"], "error");
+        assert!(failed["status_details"].as_str().unwrap().contains("`a`"), "{failed}");
+        let error = &failed["mappings"][0]["error"];
+        assert_eq!(
+            (error["http_status"].as_i64(), error["retryable"].as_bool()),
+            (Some(400), Some(false)),
+            "{error}"
+        );
+        let attempts = env.client.get(&format!("/v1/jobs/{}/attempts", job(&file, 0))).await.1;
+        assert_eq!(
+            (&attempts["data"][0]["outcome"], &attempts["data"][0]["attempt"]),
+            (&json!("failed"), &json!(1))
+        );
 
-    let (status, again) =
-        env.client.post(&format!("/v1/files/{}/retry", id(&file)), Value::Null).await;
-    assert_eq!((status, again["status"].as_str()), (200, Some("uploaded")), "{again}");
-    let done = env.client.settled(id(&file)).await;
-    assert_eq!(
-        (done["status"].as_str(), &done["status_details"]),
-        (Some("processed"), &Value::Null)
-    );
-    assert_eq!(done["mappings"][1]["attempts"], 1);
-    assert_eq!(env.sandbox.live_files("b").len(), 1);
-    // Nothing has failed any more, so there is nothing to do.
-    let (status, same) =
-        env.client.post(&format!("/v1/files/{}/retry", id(&file)), Value::Null).await;
-    assert_eq!((status, same["status"].as_str()), (200, Some("processed")));
+        let (status, again) =
+            env.client.post(&format!("/v1/files/{}/retry", id(&file)), Value::Null).await;
+        assert_eq!((status, again["status"].as_str()), (200, Some("uploaded")), "{again}");
+        let done = env.client.settled(id(&file)).await;
+        assert_eq!(
+            (done["status"].as_str(), &done["status_details"]),
+            (Some("processed"), &Value::Null)
+        );
+        assert_eq!(done["mappings"][1]["attempts"], 1);
+        assert_eq!(env.sandbox.live_files("b").len(), 1);
+        // Nothing has failed any more, so there is nothing to do.
+        let (status, same) =
+            env.client.post(&format!("/v1/files/{}/retry", id(&file)), Value::Null).await;
+        assert_eq!((status, same["status"].as_str()), (200, Some("processed")));
+    }
 }
 
 #[tokio::test]
 async fn a_file_that_exists_is_sent_to_more_models_and_not_again_to_the_same() {
-    let env = Env::start().await;
-    let file = env.client.upload(&["a"]).await;
-    env.client.settled(id(&file)).await;
-    let path = format!("/v1/files/{}/mappings", id(&file));
-    let (status, more) =
-        env.client.post(&path, json!({"target_model_names": ["a", "b", "b"]})).await;
-    assert_eq!((status, more["status"].as_str()), (200, Some("uploaded")), "{more}");
-    let done = env.client.settled(id(&file)).await;
-    let models: Vec<_> = done["mappings"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|mapping| mapping["model"].clone())
-        .collect();
-    assert_eq!(models, ["a", "b"]);
-    assert_eq!((env.sandbox.live_files("a").len(), env.sandbox.live_files("b").len()), (1, 1));
-    assert_eq!(env.client.post(&path, json!({"target_model_names": "b,c"})).await.0, 200);
-    assert_eq!(env.client.settled(id(&file)).await["mappings"].as_array().unwrap().len(), 3);
-    for (body, code) in [
-        (json!({"target_model_names": ["nowhere"]}), "model_not_found"),
-        (json!({"target_model_names": []}), "missing_required_parameter"),
-        (json!({"target_model_names": 5}), "invalid_json"),
-        (json!({}), "invalid_json"),
-    ] {
-        let (status, error) = env.client.post(&path, body).await;
-        assert_eq!((status, error["error"]["code"].as_str()), (400, Some(code)), "{error}");
+    for kind in [Kind::Sqlite, Kind::Postgres] {
+        let env = Env::with(Options::on(kind)).await;
+        let file = env.client.upload(&["a"]).await;
+        env.client.settled(id(&file)).await;
+        let path = format!("/v1/files/{}/mappings", id(&file));
+        let (status, more) =
+            env.client.post(&path, json!({"target_model_names": ["a", "b", "b"]})).await;
+        assert_eq!((status, more["status"].as_str()), (200, Some("uploaded")), "{more}");
+        let done = env.client.settled(id(&file)).await;
+        let models: Vec<_> = done["mappings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|mapping| mapping["model"].clone())
+            .collect();
+        assert_eq!(models, ["a", "b"]);
+        assert_eq!((env.sandbox.live_files("a").len(), env.sandbox.live_files("b").len()), (1, 1));
+        assert_eq!(env.client.post(&path, json!({"target_model_names": "b,c"})).await.0, 200);
+        assert_eq!(env.client.settled(id(&file)).await["mappings"].as_array().unwrap().len(), 3);
+        for (body, code) in [
+            (json!({"target_model_names": ["nowhere"]}), "model_not_found"),
+            (json!({"target_model_names": []}), "missing_required_parameter"),
+            (json!({"target_model_names": 5}), "invalid_json"),
+            (json!({}), "invalid_json"),
+        ] {
+            let (status, error) = env.client.post(&path, body).await;
+            assert_eq!((status, error["error"]["code"].as_str()), (400, Some(code)), "{error}");
+        }
+        let both = futures_util::future::join_all(
+            (0..10).map(|_| env.client.post(&path, json!({"target_model_names": ["c"]}))),
+        );
+        assert!(both.await.iter().all(|(status, _)| *status == 200));
     }
-    let both = futures_util::future::join_all(
-        (0..10).map(|_| env.client.post(&path, json!({"target_model_names": ["c"]}))),
-    );
-    assert!(both.await.iter().all(|(status, _)| *status == 200));
 }
 
 #[tokio::test]

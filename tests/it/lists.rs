@@ -4,9 +4,9 @@ use serde_json::Value;
 
 use crate::support::Client;
 use crate::support::Env;
+use crate::support::Kind;
 use crate::support::Options;
 use crate::support::Part;
-use crate::support::database::Kind;
 
 fn ids(list: &Value) -> Vec<String> {
     list["data"]
@@ -54,33 +54,38 @@ async fn pages_neither_skip_nor_repeat_in_either_order() {
 
 #[tokio::test]
 async fn filters_narrow_a_list() {
-    let env = Env::with(Options { command: "serve", ..Options::default() }).await;
-    let one = env.client.upload(&["a"]).await;
-    let content = b"{\"messages\": []}\n".to_vec();
-    let part = Part { filename: "t.jsonl", purpose: "fine-tune", models: &["b"], content };
-    let two = env.client.try_upload(part).await.1;
-    let (one, two) = (one["id"].as_str().unwrap(), two["id"].as_str().unwrap());
-    for (query, expected) in [
-        ("purpose=user_data", vec![one]),
-        ("purpose=fine-tune", vec![two]),
-        ("purpose=batch", vec![]),
-        ("model=b", vec![two]),
-        ("model=b&purpose=user_data", vec![]),
-        ("status=uploaded", vec![two, one]),
-        ("status=processed", vec![]),
-        ("unknown=ignored", vec![two, one]),
-    ] {
-        let (status, list) = env.client.get(&format!("/v1/files?{query}")).await;
-        assert_eq!(
-            (status, ids(&list)),
-            (200, expected.into_iter().map(str::to_owned).collect()),
-            "{query}"
-        );
+    for kind in [Kind::Sqlite, Kind::Postgres] {
+        let env = Env::with(Options { command: "serve", ..Options::on(kind) }).await;
+        let one = env.client.upload(&["a"]).await;
+        let content = b"{\"messages\": []}\n".to_vec();
+        let part = Part { filename: "t.jsonl", purpose: "fine-tune", models: &["b"], content };
+        let two = env.client.try_upload(part).await.1;
+        let (one, two) = (one["id"].as_str().unwrap(), two["id"].as_str().unwrap());
+        for (query, expected) in [
+            ("purpose=user_data", vec![one]),
+            ("purpose=fine-tune", vec![two]),
+            ("purpose=batch", vec![]),
+            ("model=b", vec![two]),
+            ("model=b&purpose=user_data", vec![]),
+            ("status=uploaded", vec![two, one]),
+            ("status=processed", vec![]),
+            ("unknown=ignored", vec![two, one]),
+        ] {
+            let (status, list) = env.client.get(&format!("/v1/files?{query}")).await;
+            assert_eq!(
+                (status, ids(&list)),
+                (200, expected.into_iter().map(str::to_owned).collect()),
+                "{query}"
+            );
+        }
+        let jobs = env
+            .client
+            .get(&format!("/v1/jobs?file_id={two}&kind=upload_file&status=queued"))
+            .await
+            .1;
+        assert_eq!(jobs["data"].as_array().unwrap().len(), 1);
+        assert_eq!(jobs["data"][0]["file_id"], two);
     }
-    let jobs =
-        env.client.get(&format!("/v1/jobs?file_id={two}&kind=upload_file&status=queued")).await.1;
-    assert_eq!(jobs["data"].as_array().unwrap().len(), 1);
-    assert_eq!(jobs["data"][0]["file_id"], two);
 }
 
 #[tokio::test]

@@ -9,9 +9,9 @@ use serde_json::json;
 use crate::support::ADMIN_KEY;
 use crate::support::Client;
 use crate::support::Env;
+use crate::support::Kind;
 use crate::support::Options;
 use crate::support::answer;
-use crate::support::database::Kind;
 use crate::support::eventually;
 
 fn anybody(env: &Env, path: &str) -> reqwest::RequestBuilder {
@@ -86,28 +86,30 @@ async fn a_database_that_is_gone_makes_it_unready_and_is_a_503_to_clients() {
 
 #[tokio::test]
 async fn the_promised_metrics_are_there() {
-    let env = Env::start().await;
-    let file = env.client.upload(&["a"]).await;
-    env.client.settled(file["id"].as_str().unwrap()).await;
-    let (status, metrics) = env.as_key(ADMIN_KEY).get("/metrics").await;
-    assert_eq!(status, 200);
-    let metrics = metrics.as_str().unwrap();
-    for family in [
-        "longshore_attempt_seconds",
-        "longshore_attempts_total",
-        "longshore_bytes_total",
-        "longshore_files_accepted_total 1",
-        "longshore_jobs{",
-        "longshore_lane_paused{",
-        "longshore_oldest_job_age_seconds{",
-        "longshore_provider_calls_total",
-        "longshore_provider_call_seconds",
-        "longshore_request_seconds",
-        "longshore_requests_total{",
-        "longshore_uploads_total",
-        "longshore_waiters 0",
-    ] {
-        assert!(metrics.contains(family), "no `{family}` in\n{metrics}");
+    for kind in [Kind::Sqlite, Kind::Postgres] {
+        let env = Env::with(Options::on(kind)).await;
+        let file = env.client.upload(&["a"]).await;
+        env.client.settled(file["id"].as_str().unwrap()).await;
+        let (status, metrics) = env.as_key(ADMIN_KEY).get("/metrics").await;
+        assert_eq!(status, 200);
+        let metrics = metrics.as_str().unwrap();
+        for family in [
+            "longshore_attempt_seconds",
+            "longshore_attempts_total",
+            "longshore_bytes_total",
+            "longshore_files_accepted_total 1",
+            "longshore_jobs{",
+            "longshore_lane_paused{",
+            "longshore_oldest_job_age_seconds{",
+            "longshore_provider_calls_total",
+            "longshore_provider_call_seconds",
+            "longshore_request_seconds",
+            "longshore_requests_total{",
+            "longshore_uploads_total",
+            "longshore_waiters 0",
+        ] {
+            assert!(metrics.contains(family), "no `{family}` in\n{metrics}");
+        }
     }
 }
 
@@ -129,38 +131,41 @@ async fn the_configured_models_are_listed_and_shown() {
 
 #[tokio::test]
 async fn a_key_that_an_admin_makes_works_until_it_is_revoked() {
-    let env = Env::start().await;
-    let admin = env.as_key(ADMIN_KEY);
-    let (status, made) = admin.post("/v1/admin/keys", json!({"owner": "carol"})).await;
-    assert_eq!(
-        (status, made["owner"].as_str(), made["is_admin"].as_bool()),
-        (200, Some("carol"), Some(false))
-    );
-    let carol = env.as_key(made["key"].as_str().unwrap());
-    carol.upload(&["a"]).await;
-    assert_eq!(carol.get("/v1/files").await.1["data"].as_array().unwrap().len(), 1);
-    assert_eq!(carol.get("/v1/admin/keys").await.0, 403);
-    let listed = admin.get("/v1/admin/keys").await.1;
-    assert_eq!((&listed["data"][0]["id"], listed["data"][0].get("key")), (&made["id"], None));
-    let stored = env.database.query("SELECT hash FROM api_keys").await[0]
-        .try_get_by_index::<Vec<u8>>(0)
-        .unwrap();
-    assert_eq!(stored.len(), 32);
-    for (owner, param) in [
-        (json!({}), Value::Null),
-        (json!({"owner": " "}), json!("owner")),
-        // As little as no body at all.
-        (Value::Null, json!("owner")),
-    ] {
-        let (status, error) = admin.post("/v1/admin/keys", owner).await;
-        assert_eq!((status, &error["error"]["param"]), (400, &param), "{error}");
+    for kind in [Kind::Sqlite, Kind::Postgres] {
+        let env = Env::with(Options::on(kind)).await;
+        let admin = env.as_key(ADMIN_KEY);
+        let (status, made) = admin.post("/v1/admin/keys", json!({"owner": "carol"})).await;
+        assert_eq!(
+            (status, made["owner"].as_str(), made["is_admin"].as_bool()),
+            (200, Some("carol"), Some(false))
+        );
+        let carol = env.as_key(made["key"].as_str().unwrap());
+        carol.upload(&["a"]).await;
+        assert_eq!(carol.get("/v1/files").await.1["data"].as_array().unwrap().len(), 1);
+        assert_eq!(carol.get("/v1/admin/keys").await.0, 403);
+        let listed = admin.get("/v1/admin/keys").await.1;
+        assert_eq!((&listed["data"][0]["id"], listed["data"][0].get("key")), (&made["id"], None));
+        let stored = env.database.query("SELECT hash FROM api_keys").await[0]
+            .try_get_by_index::<Vec<u8>>(0)
+            .unwrap();
+        assert_eq!(stored.len(), 32);
+        for (owner, param) in [
+            (json!({}), Value::Null),
+            (json!({"owner": " "}), json!("owner")),
+            // As little as no body at all.
+            (Value::Null, json!("owner")),
+        ] {
+            let (status, error) = admin.post("/v1/admin/keys", owner).await;
+            assert_eq!((status, &error["error"]["param"]), (400, &param), "{error}");
+        }
+        let path = format!("/v1/admin/keys/{}", made["id"].as_str().unwrap());
+        let (status, gone) =
+            answer(admin.request(Method::DELETE, &path).send().await.unwrap()).await;
+        assert_eq!((status, gone["deleted"].as_bool()), (200, Some(true)));
+        eventually(Duration::from_secs(10), async || {
+            (carol.get("/v1/files").await.0 == 401).then_some(())
+        })
+        .await;
+        assert_eq!(admin.request(Method::DELETE, &path).send().await.unwrap().status(), 404);
     }
-    let path = format!("/v1/admin/keys/{}", made["id"].as_str().unwrap());
-    let (status, gone) = answer(admin.request(Method::DELETE, &path).send().await.unwrap()).await;
-    assert_eq!((status, gone["deleted"].as_bool()), (200, Some(true)));
-    eventually(Duration::from_secs(10), async || {
-        (carol.get("/v1/files").await.0 == 401).then_some(())
-    })
-    .await;
-    assert_eq!(admin.request(Method::DELETE, &path).send().await.unwrap().status(), 404);
 }

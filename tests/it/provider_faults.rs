@@ -10,6 +10,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::support::Env;
+use crate::support::Kind;
 use crate::support::Options;
 use crate::support::Part;
 use crate::support::eventually;
@@ -229,18 +230,20 @@ async fn both_show(env: &Env) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_shows_only_after_the_lag_is_removed() {
-    let env = Env::start().await;
-    // The list lags far beyond the 200 ms that are configured.
-    env.sandbox.configure("a", Settings { list_lag_ms: 4000, ..Settings::default() });
-    env.spoil("a", Fault::LostAnswer);
-    let file = env.client.upload(&["a"]).await;
-    let file = env.client.settled(file["id"].as_str().unwrap()).await;
-    assert_eq!(file["status"], "processed", "{file}");
-    assert_eq!(env.sandbox.live_files("a").len(), 2);
-    both_show(&env).await;
-    env.quiet().await;
-    env.assert_one_copy(&file);
-    assert_eq!(env.client.file(file["id"].as_str().unwrap()).await["status"], "processed");
+    for kind in [Kind::Sqlite, Kind::Postgres] {
+        let env = Env::with(Options::on(kind)).await;
+        // The list lags far beyond the 200 ms that are configured.
+        env.sandbox.configure("a", Settings { list_lag_ms: 4000, ..Settings::default() });
+        env.spoil("a", Fault::LostAnswer);
+        let file = env.client.upload(&["a"]).await;
+        let file = env.client.settled(file["id"].as_str().unwrap()).await;
+        assert_eq!(file["status"], "processed", "{file}");
+        assert_eq!(env.sandbox.live_files("a").len(), 2);
+        both_show(&env).await;
+        env.quiet().await;
+        env.assert_one_copy(&file);
+        assert_eq!(env.client.file(file["id"].as_str().unwrap()).await["status"], "processed");
+    }
 }
 
 /// A provider that denies what it just made: by its list, by the file's own path, and when it is deleted.
@@ -262,20 +265,22 @@ async fn a_404_right_after_a_create_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_copy_that_is_gone_when_it_is_deleted_counts_as_deleted() {
-    let env = Env::start().await;
-    env.spoil("a", Fault::LostAnswer);
-    env.sandbox.configure("a", Settings { list_lag_ms: 1500, ..Settings::default() });
-    let gone = status(404, &[], json!({"error": {"message": "No such File object"}}));
-    env.spoil_as("a", FaultRule::new(Operation::Delete, gone));
-    let file = env.client.upload(&["a"]).await;
-    let file = env.client.settled(file["id"].as_str().unwrap()).await;
-    assert_eq!(file["status"], "processed", "{file}");
-    assert_eq!(env.sandbox.live_files("a").len(), 2);
-    both_show(&env).await;
-    env.quiet().await;
-    assert!(env.calls("a", Operation::Delete) >= 1);
-    let strays = "SELECT count(*) FROM strays WHERE deleted_at IS NULL";
-    assert_eq!(env.database.count(strays).await, 0);
+    for kind in [Kind::Sqlite, Kind::Postgres] {
+        let env = Env::with(Options::on(kind)).await;
+        env.spoil("a", Fault::LostAnswer);
+        env.sandbox.configure("a", Settings { list_lag_ms: 1500, ..Settings::default() });
+        let gone = status(404, &[], json!({"error": {"message": "No such File object"}}));
+        env.spoil_as("a", FaultRule::new(Operation::Delete, gone));
+        let file = env.client.upload(&["a"]).await;
+        let file = env.client.settled(file["id"].as_str().unwrap()).await;
+        assert_eq!(file["status"], "processed", "{file}");
+        assert_eq!(env.sandbox.live_files("a").len(), 2);
+        both_show(&env).await;
+        env.quiet().await;
+        assert!(env.calls("a", Operation::Delete) >= 1);
+        let strays = "SELECT count(*) FROM strays WHERE deleted_at IS NULL";
+        assert_eq!(env.database.count(strays).await, 0);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -326,15 +331,17 @@ async fn a_list_that_fails_settles_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unknown_outcome_is_left_to_a_person_where_a_provider_cannot_list() {
-    let env = Env::start().await;
-    env.spoil("a", Fault::LostAnswer);
-    let no_list = FaultRule::new(Operation::List, Fault::status(405, Value::Null));
-    env.spoil_as("a", FaultRule { times: 0, ..no_list });
-    let file = env.client.upload(&["a"]).await;
-    let file = env.client.settled(file["id"].as_str().unwrap()).await;
-    assert_eq!(mapping(&file, "a")["status"], "failed");
-    assert_eq!(mapping(&file, "a")["error"]["code"], "outcome_unknown", "{file}");
-    assert_eq!(env.calls("a", Operation::Upload), 1);
+    for kind in [Kind::Sqlite, Kind::Postgres] {
+        let env = Env::with(Options::on(kind)).await;
+        env.spoil("a", Fault::LostAnswer);
+        let no_list = FaultRule::new(Operation::List, Fault::status(405, Value::Null));
+        env.spoil_as("a", FaultRule { times: 0, ..no_list });
+        let file = env.client.upload(&["a"]).await;
+        let file = env.client.settled(file["id"].as_str().unwrap()).await;
+        assert_eq!(mapping(&file, "a")["status"], "failed");
+        assert_eq!(mapping(&file, "a")["error"]["code"], "outcome_unknown", "{file}");
+        assert_eq!(env.calls("a", Operation::Upload), 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
