@@ -229,7 +229,8 @@ async fn each_process_is_restarted_in_turn_and_no_request_fails_and_no_attempt_i
         settled.push(file);
     }
     for (account, count) in [("a", files.len() - 1), ("b", files.len() - 1), ("c", 1)] {
-        let live = env.sandbox.live_files(account).into_iter().map(|file| file.id.as_str().to_owned());
+        let live =
+            env.sandbox.live_files(account).into_iter().map(|file| file.id.as_str().to_owned());
         assert_eq!(live.collect::<BTreeSet<_>>(), copies[account]);
         assert_eq!(copies[account].len(), count);
     }
