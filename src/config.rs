@@ -18,6 +18,7 @@ mod reader;
 mod secret;
 mod settings;
 mod size;
+mod telemetry;
 mod tree;
 mod url;
 
@@ -42,6 +43,7 @@ pub use self::{
         Telemetry, Webhooks, Workers,
     },
     size::{ByteSize, NotASize},
+    telemetry::{OtlpHeaders, Ratio},
     url::{BlobsUrl, ConnectionUrl, DatabaseKind, DatabaseUrl},
 };
 

@@ -86,6 +86,22 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
             ));
         }
     }
+    if let Some(endpoint) = &config.telemetry.otlp_endpoint {
+        if endpoint.port() == Some(4317) {
+            warnings.push(
+                "4317, the port of `telemetry.otlp_endpoint`, is where collectors take OTLP over gRPC; over HTTP, which \
+                 is what is sent, they mostly take it at 4318"
+                    .to_owned(),
+            );
+        }
+        let is_open = endpoint.scheme() == "http" && !url::is_loopback(endpoint);
+        if is_open && config.telemetry.otlp_headers.is_some() {
+            warnings.push(
+                "`telemetry.otlp_headers` travel unencrypted: `telemetry.otlp_endpoint` is http://"
+                    .to_owned(),
+            );
+        }
+    }
     warnings
 }
 

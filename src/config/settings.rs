@@ -17,6 +17,7 @@ use super::{
     duration, name,
     secret::{self, EncryptionKey},
     size::{self, ByteSize},
+    telemetry::{self, OtlpHeaders, Ratio},
     url::{self, BlobsUrl, ConnectionUrl, DatabaseUrl},
 };
 
@@ -281,8 +282,24 @@ pub struct Webhooks {
 #[derive(Clone, Debug, Default, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Telemetry {
-    #[serde(deserialize_with = "url::http")]
+    /// Where the collector takes OTLP over HTTP; without it there are no traces.
+    #[serde(deserialize_with = "telemetry::endpoint")]
     pub otlp_endpoint: Option<Url>,
+    /// What it asks for with every request.
+    #[serde(deserialize_with = "telemetry::headers")]
+    pub otlp_headers: Option<OtlpHeaders>,
+    /// Of the traces that begin here. Those that go on are kept if what they come from is.
+    #[serde(deserialize_with = "telemetry::ratio")]
+    pub sample_ratio: Ratio,
+}
+
+impl Telemetry {
+    /// Where traces are sent: below the collector's address, as the protocol has it.
+    pub fn traces_endpoint(&self) -> Option<Url> {
+        let mut url = self.otlp_endpoint.clone()?;
+        url.path_segments_mut().ok()?.pop_if_empty().extend(["v1", "traces"]);
+        Some(url)
+    }
 }
 
 pub(super) fn at_least_one(count: u32) -> NonZeroU32 {

@@ -135,3 +135,34 @@ fn a_provider_without_models_or_without_encryption_is_warned_of() {
         ]
     );
 }
+
+#[test]
+fn an_address_for_traces_that_takes_no_http_or_hides_no_key_is_warned_of() {
+    let section = "[telemetry]\notlp_headers = \"x=y\"\notlp_endpoint = \"http://10.0.0.1:4317\"";
+    let without = |line: &&str| !line.starts_with("otlp_") && !line.starts_with("sample_ratio");
+    let example = crate::config::example();
+    let rest: Vec<_> =
+        example.lines().filter(without).filter(|line| *line != "[telemetry]").collect();
+    let loaded =
+        read(&format!("{}\n{section}", rest.join("\n")), &[("OPENAI_API_KEY", "k")]).unwrap();
+    assert_eq!(
+        loaded.warnings,
+        [
+            "4317, the port of `telemetry.otlp_endpoint`, is where collectors take OTLP over gRPC; over HTTP, which is what is sent, they mostly take it at 4318",
+            "`telemetry.otlp_headers` travel unencrypted: `telemetry.otlp_endpoint` is http://",
+        ]
+    );
+    let endpoint = loaded.config.telemetry.traces_endpoint().unwrap();
+    assert_eq!(endpoint.as_str(), "http://10.0.0.1:4317/v1/traces");
+}
+
+#[test]
+fn how_many_traces_are_kept_is_a_number_also_from_the_environment() {
+    let ratio = |text: &str, pairs: &[(&str, &str)]| {
+        read(text, pairs).unwrap().config.telemetry.sample_ratio.0
+    };
+    assert_eq!(ratio("", &[]), 1.0);
+    assert_eq!(ratio("telemetry.sample_ratio = 0", &[]), 0.0);
+    assert_eq!(ratio("telemetry.sample_ratio = 0.25", &[]), 0.25);
+    assert_eq!(ratio("", &[("LONGSHORE__TELEMETRY__SAMPLE_RATIO", "0.5")]), 0.5);
+}

@@ -199,6 +199,28 @@ fn settings_of_the_server_and_its_parts_are_checked() {
         "[telemetry]\notlp_endpoint = \"collector:4317\"",
         "longshore.toml:2: `telemetry.otlp_endpoint`: `collector:4317` is not a web address; write it like \"https://api.example.com/v1\"",
     );
+    refuses(
+        "[telemetry]\notlp_endpoint = \"http://collector:4318/v1/traces/\"",
+        "longshore.toml:2: `telemetry.otlp_endpoint`: `http://collector:4318/v1/traces/` ends with /v1/traces, which is added to it; leave that out",
+    );
+    refuses(
+        "[telemetry]\notlp_endpoint = \"http://collector?key=x\"",
+        "longshore.toml:2: `telemetry.otlp_endpoint`: must end with its path; what the collector asks for goes into `otlp_headers`",
+    );
+    for wrong in ["x", "=x", "a b=c", "x=%0A"] {
+        refuses(
+            &format!("[telemetry]\notlp_headers = \"{wrong}\""),
+            "longshore.toml:2: `telemetry.otlp_headers`: these are no headers; write them like \"name=value,name=value\", percent-encoded",
+        );
+    }
+    for wrong in ["1.5", "-1", "2"] {
+        refuses(
+            &format!("[telemetry]\nsample_ratio = {wrong}"),
+            &format!(
+                "longshore.toml:2: `telemetry.sample_ratio`: `{wrong}` is not a part of all traces; write 1.0 for all of them, 0.1 for a tenth"
+            ),
+        );
+    }
 }
 
 #[test]

@@ -17,6 +17,8 @@ owner = "alice"
 url = "postgres://me:${SECRET}@host/db"
 [redis]
 url = "redis://:${SECRET}@host"
+[telemetry]
+otlp_headers = "authorization=Bearer%20${SECRET}"
 [[providers]]
 name = "openai"
 kind = "openai"
@@ -50,6 +52,8 @@ fn messages_about_secrets_do_not_repeat_them() {
         ("workers.lease", "${SECRET}"),
         ("workers.concurrency", "${SECRET}"),
         ("telemetry.otlp_endpoint", "me:${SECRET}@host"),
+        ("telemetry.otlp_headers", "${SECRET}"),
+        ("telemetry.otlp_headers", "no header=${SECRET}"),
         ("auth.admin_key", "canary-3f9x2ab${unclosed"),
         ("auth.admin_key", "${canary-3f9x2ab}"),
     ] {
