@@ -38,6 +38,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::app::App;
+use crate::traces::Traces;
 
 /// What handlers share.
 #[derive(Clone)]
@@ -97,13 +98,14 @@ impl Api {
     pub fn router(&self) -> anyhow::Result<Router> {
         let (router, description) = routes().split_for_parts();
         let description = description::write(description)?;
-        Ok(with_border(router.layer(Extension(description))).with_state(self.clone()))
+        let router = router.layer(Extension(description));
+        Ok(with_border(router, self.app.traces.clone()).with_state(self.clone()))
     }
 
     /// What a process that only runs jobs answers: whether it is well, and its metrics.
     pub fn health_router(&self) -> Router {
         let (router, _) = health::routes().split_for_parts();
-        with_border(router).with_state(self.clone())
+        with_border(router, self.app.traces.clone()).with_state(self.clone())
     }
 
     /// What runs beside the requests, until it is dropped.
@@ -115,15 +117,15 @@ impl Api {
     }
 }
 
-/// What stands around every path: the fallbacks, the limits, the request's id, and what a panic becomes.
-fn with_border<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
+/// What stands around every path: the fallbacks, the limits, the request's id and trace, and what a panic becomes.
+fn with_border<S: Clone + Send + Sync + 'static>(routes: Router<S>, traces: Traces) -> Router<S> {
     routes
         .fallback(error::no_such_path)
         .method_not_allowed_fallback(error::no_such_method)
         .layer(CatchPanicLayer::custom(error::panicked))
         // It checks the limits too: each layer is a kilobyte or two of every request that waits.
         .layer(axum::middleware::from_fn(rest::read))
-        .layer(axum::middleware::from_fn(request::identify))
+        .layer(axum::middleware::from_fn_with_state(traces, request::identify))
 }
 
 #[cfg(test)]
@@ -150,7 +152,7 @@ mod tests {
         let base = format!("http://{}", listener.local_addr().unwrap());
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let end = async { drop(stopped.await) };
-        let router = with_border(routes);
+        let router = with_border(routes, Traces::default());
         let ending = server::Ending { delay: Duration::ZERO, drain: Duration::from_secs(5) };
         let server =
             tokio::spawn(async move { server::serve(listener, router, end, ending).await });

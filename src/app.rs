@@ -29,6 +29,7 @@ use crate::owners;
 use crate::providers;
 use crate::providers::Provider;
 use crate::providers::openai;
+use crate::traces::Traces;
 use crate::webhooks::sender::Sender;
 use crate::webhooks::vault::Vault;
 
@@ -47,6 +48,8 @@ pub struct App {
     pub webhooks: Sender,
     /// For the secrets of webhooks. `None` where no key is configured for all processes.
     pub vault: Option<Vault>,
+    /// None, unless whoever opened it has put some here.
+    pub traces: Traces,
 }
 
 impl App {
@@ -69,6 +72,7 @@ impl App {
             edits: EditsCache::default(),
             webhooks: Sender::new(config.webhooks.allow_private_addresses),
             vault: Vault::open(&config)?,
+            traces: Traces::default(),
             config,
             db,
             blobs,

@@ -21,6 +21,8 @@ use object_store::path::Path;
 use uuid::Uuid;
 
 use crate::clock::Timestamp;
+use crate::traces::Description;
+use crate::traces::Span;
 
 /// Bytes on their way: from the store, or from a socket.
 pub type ByteStream = BoxStream<'static, std::io::Result<Bytes>>;
@@ -271,6 +273,7 @@ impl BlobWriter {
     ///
     /// When the store fails or is full; then there is no object.
     pub async fn finish(self) -> Result<(), BlobError> {
+        let _span = Span::child(|| Description::internal("finish blob"));
         Ok(self.writer.finish(self.pending).await?)
     }
 }

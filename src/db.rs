@@ -35,6 +35,8 @@ use crate::config::DatabaseKind;
 use group::Group;
 use transaction::Connection;
 
+use crate::traces;
+
 pub use inspect::Facts;
 pub use inspect::sqlite_file;
 pub use read::Reader;
@@ -166,6 +168,12 @@ impl Db {
         T: Send + 'static,
         E: WriteError,
     {
+        // What a client waits for, with the writes that share its commit.
+        let _span = traces::Span::child(|| {
+            let system = if self.is_postgres() { "postgresql" } else { "sqlite" };
+            let attributes = vec![traces::KeyValue::new("db.system.name", system)];
+            traces::Description::new("commit", traces::SpanKind::Internal, attributes)
+        });
         match &self.writer {
             Writer::Sqlite { group, .. } => group.write(group::Urgency::Intake, write).await,
             Writer::Postgres { pool, .. } => on_a_connection(pool.clone(), write).await,
@@ -233,7 +241,8 @@ where
     E: WriteError,
 {
     let connection = Connection::Postgres(pool);
-    let task = tokio::spawn(async move { write_alone(&connection, &write).await });
+    let task = async move { write_alone(&connection, &write).await };
+    let task = tokio::spawn(traces::here().hold(task));
     task.await.unwrap_or_else(|error| Err(DbErr::Custom(error.to_string()).into()))
 }
 

@@ -45,6 +45,9 @@ pub enum Work {
     DeliverWebhook(DeliverWebhook),
 }
 
+/// The kind of watches: there is one for all batches at a provider.
+pub const WATCH_BATCH: &str = "watch_batch";
+
 /// The kind of deliveries: what becomes of one is never told by another.
 pub const DELIVER_WEBHOOK: &str = "deliver_webhook";
 
@@ -136,7 +139,7 @@ impl Work {
         "verify_upload",
         "delete_file",
         "submit_batch",
-        "watch_batch",
+        WATCH_BATCH,
         "cancel_batch",
         "ingest_batch",
         "merge_batch",
@@ -161,7 +164,7 @@ impl Work {
             Self::VerifyUpload(_) => "verify_upload",
             Self::DeleteFile(_) => "delete_file",
             Self::SubmitBatch(_) => "submit_batch",
-            Self::WatchBatch(_) => "watch_batch",
+            Self::WatchBatch(_) => WATCH_BATCH,
             Self::CancelBatch(_) => "cancel_batch",
             Self::IngestBatch(_) => "ingest_batch",
             Self::MergeBatch(_) => "merge_batch",
@@ -227,7 +230,7 @@ impl Work {
             "verify_upload" => serde_json::from_str(payload).map(Self::VerifyUpload),
             "delete_file" => serde_json::from_str(payload).map(Self::DeleteFile),
             "submit_batch" => serde_json::from_str(payload).map(Self::SubmitBatch),
-            "watch_batch" => serde_json::from_str(payload).map(Self::WatchBatch),
+            WATCH_BATCH => serde_json::from_str(payload).map(Self::WatchBatch),
             "cancel_batch" => serde_json::from_str(payload).map(Self::CancelBatch),
             "ingest_batch" => serde_json::from_str(payload).map(Self::IngestBatch),
             "merge_batch" => serde_json::from_str(payload).map(Self::MergeBatch),

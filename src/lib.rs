@@ -30,6 +30,7 @@ pub mod runs;
 pub mod sandbox;
 pub mod sweeps;
 pub mod telemetry;
+pub mod traces;
 pub mod webhooks;
 mod words;
 

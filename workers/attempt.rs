@@ -21,6 +21,8 @@ use super::held::Lease;
 use super::held::Stop;
 use super::listing::Listings;
 use super::registry;
+use super::traced::Ended;
+use super::traced::Traced;
 use crate::app::Account;
 use crate::app::App;
 use crate::clock::Timestamp;
@@ -43,6 +45,7 @@ use crate::jobs::retry::RetryPolicy;
 use crate::jobs::retry::Verdict;
 use crate::notices::Hint;
 use crate::providers::ProviderError;
+use crate::traces;
 
 /// How long to rest between tries to write the end of an attempt, while the database is away.
 const ENDING_PAUSE: Duration = Duration::from_millis(200);
@@ -151,25 +154,22 @@ pub struct Done {
 impl Attempt {
     /// Runs the job and writes its end. Nothing that happens in it reaches apalis.
     pub async fn run(self: Arc<Self>) {
-        let span = tracing::info_span!(
-            "attempt",
-            job.id = %self.job.id,
-            job.name = %self.job.kind,
-            job.attempt = self.job.attempt,
-            request.id = self.job.request_id.as_deref().unwrap_or(""),
-            owner.id = %self.job.owner,
-            model.name = self.job.model.as_deref().unwrap_or(""),
-        );
+        let traced = Traced::begin(&self.app, &self.job);
+        let span = traced.log_span(&self.job);
         let this = Arc::clone(&self);
+        let run = async move {
+            let ended = traced.hold(this.run_in_span()).await;
+            traced.end(&this.app.traces, &this.job, &ended);
+        };
         // A task of its own, so that it has a thread when it needs one, and so that a panic stays in it.
-        let task = tokio::spawn(async move { this.run_in_span().await }.instrument(span));
+        let task = tokio::spawn(run.instrument(span));
         if let Err(error) = task.await {
             tracing::error!(job.id = %self.job.id, error = %error, "an attempt ended outside of its own handling");
         }
         self.held.remove(self.job.id, self.job.epoch);
     }
 
-    async fn run_in_span(&self) {
+    async fn run_in_span(&self) -> Ended {
         let started = Instant::now();
         let done = match Work::read(&self.job.kind, &self.job.payload) {
             Ok(work) => {
@@ -182,12 +182,12 @@ impl Attempt {
         let seconds = started.elapsed().as_secs_f64();
         metrics::histogram!("longshore_attempt_seconds", "kind" => self.job.kind.clone())
             .record(seconds);
-        self.end(&done).await;
+        self.end(&done).await
     }
 
     /// Writes the end, again and again while the database is away: the lease is renewed meanwhile, and
     /// lost at the worst.
-    async fn end(&self, done: &Done) {
+    async fn end(&self, done: &Done) -> Ended {
         let (since, mut pause) = (Instant::now(), ENDING_PAUSE);
         let mut ended = self.end_with_others(done).await;
         let ended = loop {
@@ -204,7 +204,7 @@ impl Attempt {
                 }
                 Err(error) => {
                     tracing::error!(error = %error, "gave up writing the end of an attempt; it will be run again");
-                    return;
+                    return ("unwritten", None);
                 }
             }
         };
@@ -213,7 +213,7 @@ impl Attempt {
                 "the job was taken over by another worker; what this attempt did does not count"
             );
             metrics::counter!("longshore_attempts_total", "kind" => self.job.kind.clone(), "outcome" => "lost").increment(1);
-            return;
+            return ("lost", None);
         };
         metrics::counter!("longshore_attempts_total", "kind" => self.job.kind.clone(), "outcome" => outcome).increment(1);
         match &ending {
@@ -232,6 +232,7 @@ impl Attempt {
         self.app.notices.hint(Hint::Change);
         // What the end made ready may be a job: its own next attempt, or a look at what it left.
         self.app.notices.hint(Hint::Work);
+        (outcome, Some(ending))
     }
 
     /// Writes the end together with those of other attempts. `None` when that is of no use, or failed.
@@ -249,7 +250,8 @@ impl Attempt {
         };
         let effects = Arc::clone(&done.effects);
         let (owner, kind) = (self.job.owner.clone(), self.job.kind.clone());
-        let has_ended = self.endings.write(Decided { end, owner, kind, effects }).await?;
+        let has_ended =
+            self.endings.write(Decided { end, owner, kind, effects, here: traces::here() }).await?;
         Some(has_ended.then_some((ending, outcome)))
     }
 
@@ -324,7 +326,7 @@ impl Attempt {
                     let outcome = outcome(&conclusion, &ending);
                     let end = End { fence, claimed_at, ending: ending.clone(), outcome };
                     let (owner, kind) = (job.owner.clone(), job.kind.clone());
-                    let decided = Decided { end, owner, kind, effects };
+                    let decided = Decided { end, owner, kind, effects, here: traces::here() };
                     if endings::write(tx, now, &[decided]).await? != [true] {
                         return Ok(None);
                     }
@@ -445,6 +447,7 @@ mod tests {
             batch_id: None,
             model: None,
             request_id: None,
+            traceparent: None,
             created_at: Timestamp(0),
             started_at: Timestamp(0),
             lease_until: Timestamp(0),

@@ -19,6 +19,7 @@ use crate::events::EventKind;
 use crate::files;
 use crate::jobs::leases;
 use crate::jobs::leases::End;
+use crate::traces::Here;
 
 /// Ends that one transaction writes: what they change beside their jobs stays locked until its commit.
 const MAX_TOGETHER: usize = 64;
@@ -31,6 +32,8 @@ pub struct Decided {
     /// The job's.
     pub kind: String,
     pub effects: Arc<dyn Effects>,
+    /// What is written goes on in the attempt's own trace, also beside the ends of others.
+    pub here: Here,
 }
 
 /// Writes ends, and answers for each whether the lease still held: of the others nothing is written but
@@ -46,17 +49,23 @@ pub async fn write(
     held.sort_unstable();
     held.dedup();
     files::store::lock_all(tx, &held).await?;
-    let mut events = Vec::new();
-    for (Decided { end, owner, kind, effects }, has_ended) in decided.iter().zip(&ended) {
+    let mut rest = Vec::new();
+    for (Decided { end, owner, kind, effects, here }, has_ended) in decided.iter().zip(&ended) {
         if !has_ended {
-            effects.write_after_loss(tx, now).await?;
+            here.hold(effects.write_after_loss(tx, now)).await?;
             continue;
         }
-        effects.write(tx, now, &end.ending).await?;
-        let said = EventKind::of_ending(&end.ending, kind);
-        events.extend(said.map(|said| Event::of_job(said, owner, end.fence.job_id)));
+        here.hold(effects.write(tx, now, &end.ending)).await?;
+        let Some(said) = EventKind::of_ending(&end.ending, kind) else { continue };
+        let event = Event::of_job(said, owner, end.fence.job_id);
+        if here.is_somewhere() && said.announced().is_some() {
+            // Its deliveries are of this trace alone.
+            here.hold(events::append(tx, now, &[event])).await?;
+        } else {
+            rest.push(event);
+        }
     }
-    events::append(tx, now, &events).await?;
+    events::append(tx, now, &rest).await?;
     Ok(ended)
 }
 

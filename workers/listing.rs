@@ -22,6 +22,8 @@ use crate::providers::ProviderError;
 use crate::providers::ProviderFileId;
 use crate::providers::RemoteBatch;
 use crate::providers::RemoteFile;
+use crate::traces;
+use crate::traces::Here;
 
 /// How far a provider's clock may be from ours.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(24 * 3600);
@@ -181,6 +183,8 @@ struct Reading<T> {
     begun: Instant,
     sought: Arc<HashSet<Marker>>,
     found: Arc<Vec<(Marker, T)>>,
+    /// Where in a trace: the calls are in that one, whoever else uses it.
+    read_in: Here,
 }
 
 impl<T: Listed> Lists<T> {
@@ -201,6 +205,7 @@ impl<T: Listed> Lists<T> {
         let mut last = listing.last.lock().await;
         let reading = match &*last {
             Some(reading) if reading.begun >= asked && reading.sought.contains(marker) => {
+                traces::here().link_to(&reading.read_in);
                 reading.clone()
             }
             _ => {
@@ -238,7 +243,8 @@ impl<T: Listed> Listing<T> {
             }
             after = next;
             if after.is_none() {
-                return Ok(Reading { begun, sought, found: Arc::new(found) });
+                let read_in = traces::here();
+                return Ok(Reading { begun, sought, found: Arc::new(found), read_in });
             }
         }
         Err(Unread::Refused(ProviderError {

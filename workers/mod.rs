@@ -23,6 +23,7 @@ mod spent_blobs;
 mod strays;
 mod submit_batch;
 mod sweep;
+mod traced;
 mod upload_file;
 mod verify_upload;
 mod watch_batch;

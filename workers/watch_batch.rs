@@ -36,6 +36,11 @@ use crate::runs::observation;
 use crate::runs::observation::Rhythm;
 use crate::runs::store;
 use crate::runs::store::Run;
+use crate::traces::Description;
+use crate::traces::KeyValue;
+use crate::traces::Origin;
+use crate::traces::Span;
+use crate::traces::SpanKind;
 
 /// Runs that are taken up at once.
 const MOST_DUE: u32 = 500;
@@ -139,7 +144,8 @@ impl Look<'_> {
         match self.account.driver.batch(&ProviderBatchId(id)).await {
             Ok(batch) => self.see(vec![batch]).await.map(|_| ()),
             Err(error) if error.kind == ErrorKind::NotFound => {
-                self.write(vec![Seen { run, batch: None }]).await
+                let trace = self.attempt.app.traces.within(|| origin(&run));
+                self.write(vec![Seen { run, batch: None, trace }]).await
             }
             Err(error) if is_of_the_provider(&error) => Err(Conclusion::of_error(&error)),
             // Something about this batch alone: the others are looked at all the same.
@@ -170,7 +176,8 @@ impl Look<'_> {
             if observation::looks_alike(&run, &batch) {
                 alike.push((run.id, self.rhythm().after(run.looks_alike.saturating_add(1))));
             } else {
-                changed.push(Seen { run, batch: Some(batch) });
+                let trace = self.trace(&run, &batch);
+                changed.push(Seen { run, batch: Some(batch), trace });
             }
         }
         if !alike.is_empty() {
@@ -183,6 +190,27 @@ impl Look<'_> {
             self.write(std::mem::replace(&mut changed, rest)).await?;
         }
         Ok(seen)
+    }
+
+    /// The place in a run's own trace where a look saw something new. A step from one state to the next is a span there;
+    /// counts that grow are none.
+    fn trace(&self, run: &Run, batch: &RemoteBatch) -> Span {
+        let traces = &self.attempt.app.traces;
+        if run.provider_status.as_deref() == Some(&*batch.status) {
+            return traces.within(|| origin(run));
+        }
+        traces.begin(0, || {
+            let attributes = vec![
+                KeyValue::new("job.id", self.attempt.job.id.to_string()),
+                KeyValue::new("job.name", jobs::WATCH_BATCH),
+                KeyValue::new("job.epoch", self.attempt.job.epoch),
+                KeyValue::new("owner.id", run.owner.clone()),
+                KeyValue::new("batch.id", run.batch_id.to_string()),
+                KeyValue::new("provider.name", run.provider.clone()),
+                KeyValue::new("batch.provider_status", batch.status.to_string()),
+            ];
+            (origin(run), Description::new(jobs::WATCH_BATCH, SpanKind::Consumer, attributes))
+        })
     }
 
     fn rhythm(&self) -> Rhythm {
@@ -223,12 +251,14 @@ impl Look<'_> {
                     if !leases::advance(tx, &fence).await? {
                         return Ok(false);
                     }
-                    for Seen { run, batch } in seen.iter() {
+                    for Seen { run, batch, trace } in seen.iter() {
+                        let here = trace.here();
                         match batch {
                             Some(batch) => {
-                                observation::observe(tx, now, run, batch, &rhythm).await?;
+                                here.hold(observation::observe(tx, now, run, batch, &rhythm))
+                                    .await?;
                             }
-                            None => observation::missed(tx, now, run, &rhythm).await?,
+                            None => here.hold(observation::missed(tx, now, run, &rhythm)).await?,
                         }
                     }
                     Ok(true)
@@ -245,6 +275,12 @@ impl Look<'_> {
 struct Seen {
     run: Run,
     batch: Option<RemoteBatch>,
+    /// Of the run: what follows goes on in it.
+    trace: Span,
+}
+
+fn origin(run: &Run) -> Origin {
+    Origin::of_text(run.traceparent.as_deref())
 }
 
 fn is_ours(written: Result<bool, DbErr>) -> Result<(), Conclusion> {

@@ -4,6 +4,7 @@
 use axum::extract::FromRequestParts;
 use axum::extract::MatchedPath;
 use axum::extract::Request;
+use axum::extract::State;
 use axum::http::HeaderName;
 use axum::http::HeaderValue;
 use axum::http::Method;
@@ -22,6 +23,12 @@ use utoipa::openapi::path::ParameterIn;
 use utoipa::openapi::schema::Type;
 
 use crate::error::Error;
+use crate::traces::Description;
+use crate::traces::KeyValue;
+use crate::traces::Origin;
+use crate::traces::Span;
+use crate::traces::SpanKind;
+use crate::traces::Traces;
 
 pub const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_LENGTH: usize = 128;
@@ -40,7 +47,7 @@ impl<S: Sync> FromRequestParts<S> for RequestId {
 }
 
 /// Gives the request its id and its span, and counts and times it.
-pub async fn identify(mut request: Request, next: Next) -> Response {
+pub async fn identify(State(traces): State<Traces>, mut request: Request, next: Next) -> Response {
     let sent = request.headers().get(&HEADER).and_then(|id| id.to_str().ok());
     let id = sent
         .filter(|id| is_sane(id))
@@ -49,10 +56,21 @@ pub async fn identify(mut request: Request, next: Next) -> Response {
     let route =
         request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
     let method = request.method().clone();
-    let span = tracing::info_span!("request", request.id = %id, http.method = %method, http.route = %route);
+    let trace = begin_trace(&traces, &request, &id, &route);
+    let span = tracing::info_span!(
+        "request", request.id = %id, http.method = %method, http.route = %route, trace_id = tracing::field::Empty
+    );
+    if let Some(trace_id) = trace.trace_id() {
+        span.record("trace_id", trace_id);
+    }
     let started = Instant::now();
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let mut response = trace.hold(next.run(request).instrument(span.clone())).await;
     let (status, seconds) = (response.status().as_u16(), started.elapsed().as_secs_f64());
+    trace.answered(status);
+    if response.status().is_server_error() {
+        trace.fail(response.status().as_str());
+    }
+    drop(trace);
     let _entered = span.entered();
     tracing::debug!(http.status = status, duration_ms = seconds * 1000.0, "answered");
     metrics::counter!("longshore_requests_total", "method" => label(&method), "route" => route.clone(),
@@ -63,6 +81,28 @@ pub async fn identify(mut request: Request, next: Next) -> Response {
         response.headers_mut().insert(HEADER, id);
     }
     response
+}
+
+/// The span of a request, in its caller's trace or one of its own. It ends with the head of the answer.
+fn begin_trace(traces: &Traces, request: &Request, id: &str, route: &str) -> Span {
+    // Balancers and monitors ask for these every few seconds, for ever.
+    if ["/healthz", "/readyz", "/metrics"].contains(&route) {
+        return Span::default();
+    }
+    traces.begin(0, || {
+        let method = label(request.method());
+        let mut attributes = vec![
+            KeyValue::new("http.request.method", if method == "other" { "_OTHER" } else { method }),
+            KeyValue::new("url.scheme", "http"),
+            KeyValue::new("request.id", id.to_owned()),
+        ];
+        let method = if method == "other" { "HTTP" } else { method };
+        let is_known = request.extensions().get::<MatchedPath>().is_some();
+        let name = if is_known { format!("{method} {route}") } else { method.to_owned() };
+        attributes.extend(is_known.then(|| KeyValue::new("http.route", route.to_owned())));
+        let origin = Origin::of_headers(request.headers());
+        (origin, Description::new(name, SpanKind::Server, attributes))
+    })
 }
 
 /// The id that a caller may send, for the description of every path.

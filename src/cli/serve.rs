@@ -30,6 +30,7 @@ use crate::owners;
 use crate::processes::Process;
 use crate::processes::Role;
 use crate::telemetry;
+use crate::traces;
 use crate::workers;
 
 /// What runs in this process.
@@ -72,7 +73,10 @@ pub async fn run(start: &Start, parts: Parts) -> Result<ExitCode, Failed> {
     let config = Arc::new(loaded.config);
     let db = connect(&config).await?;
     prepare_schema(&db, parts).await?;
-    let app = App::open(Arc::clone(&config), db).await?;
+    let mut app = App::open(Arc::clone(&config), db).await?;
+    let (traces, outbox) = traces::start(&config.telemetry, &start.environment)
+        .map_err(|error| Failed::Misconfigured(error.to_string()))?;
+    app.traces = traces;
     let shutdown = CancellationToken::new();
     stop_on_signals(shutdown.clone())?;
     let running = Running::start(app, parts, shutdown).await?;
@@ -82,7 +86,11 @@ pub async fn run(start: &Start, parts: Parts) -> Result<ExitCode, Failed> {
             key.expose_secret()
         );
     }
-    running.until_stopped().await?;
+    let stopped = running.until_stopped().await;
+    if let Some(outbox) = outbox {
+        outbox.flush().await;
+    }
+    stopped?;
     Ok(ExitCode::SUCCESS)
 }
 

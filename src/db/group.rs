@@ -23,6 +23,8 @@ use super::is_conflict;
 use super::transaction::Connection;
 use super::transaction::Transaction;
 use super::write_alone;
+use crate::traces;
+use crate::traces::Here;
 
 /// A group is closed after this long, so that no write transaction holds the SQLite writer longer.
 const MAX_GROUP_TIME: Duration = Duration::from_millis(8);
@@ -78,7 +80,8 @@ impl Group {
         E: WriteError,
     {
         let (reply, answer) = oneshot::channel();
-        let write = Box::new(Waiting { write: Arc::new(write), result: None, reply });
+        let write =
+            Box::new(Waiting { write: Arc::new(write), here: traces::here(), result: None, reply });
         let queue = match urgency {
             Urgency::Intake => &self.intake,
             Urgency::Work => &self.work,
@@ -107,6 +110,7 @@ trait Write: Send {
 
 struct Waiting<T, E, F> {
     write: Arc<F>,
+    here: Here,
     result: Option<Result<T, E>>,
     reply: oneshot::Sender<Result<T, E>>,
 }
@@ -119,7 +123,7 @@ where
     E: WriteError,
 {
     async fn run(&mut self, tx: &Transaction) -> bool {
-        let result = attempt(self.write.as_ref(), tx).await;
+        let result = self.here.hold(attempt(self.write.as_ref(), tx)).await;
         let keep = result.is_ok();
         self.result = Some(result);
         keep
@@ -130,7 +134,7 @@ where
     }
 
     async fn run_alone(self: Box<Self>, connection: &Connection) -> Option<DbErr> {
-        let result = write_alone(connection, self.write.as_ref()).await;
+        let result = self.here.hold(write_alone(connection, self.write.as_ref())).await;
         let error = result.as_ref().err().and_then(WriteError::as_db_err);
         let away = error.filter(|error| is_away(error)).map(copy);
         // Nobody waiting is no error: the client hung up, and what it asked for was done.

@@ -50,6 +50,8 @@ pub struct Claimed {
     pub batch_id: Option<BatchId>,
     pub model: Option<String>,
     pub request_id: Option<String>,
+    /// Where in a trace it was made.
+    pub traceparent: Option<String>,
     pub created_at: Timestamp,
     /// Of its first attempt, since it was queued or queued again.
     pub started_at: Timestamp,
@@ -69,6 +71,11 @@ impl Claimed {
             return payload.endpoint_id.0.to_string();
         }
         self.owner.clone()
+    }
+
+    /// Whether it looks for many, and belongs to none of them.
+    pub fn is_watch(&self) -> bool {
+        self.kind == super::WATCH_BATCH
     }
 
     pub fn progress(&self) -> Option<Progress> {
@@ -133,7 +140,7 @@ async fn take(
          lease_until = {now} + $2, started_at = COALESCE(started_at, {now}) \
          WHERE id IN ({}) AND status <> 'running' AND finished_at IS NULL \
          RETURNING id, kind, lane, owner, payload, epoch, attempt, max_attempts, progress, file_id, batch_id, model, \
-         request_id, created_at, started_at, lease_until",
+         request_id, traceparent, created_at, started_at, lease_until",
         placeholders(3, chosen.len())
     );
     let mut values: Vec<Value> = vec![worker.0.clone().into(), millis(lease).into()];

@@ -21,6 +21,7 @@ use crate::db::placeholders;
 use crate::db::statement;
 use crate::ids::JobId;
 use crate::ids::WebhookEndpointId;
+use crate::traces;
 
 /// The first and nine more, over three days: 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h and 24 h later.
 pub const MAX_ATTEMPTS: u32 = 10;
@@ -49,7 +50,8 @@ pub async fn enqueue(
     now: Timestamp,
     deliveries: &[Delivery],
 ) -> Result<(), DbErr> {
-    const COLUMNS: usize = 10;
+    const COLUMNS: usize = 11;
+    let traceparent = traces::traceparent();
     for chunk in deliveries.chunks(500) {
         let mut values: Vec<Value> = Vec::with_capacity(chunk.len() * COLUMNS);
         for Delivery { owner, work } in chunk {
@@ -66,6 +68,7 @@ pub async fn enqueue(
                 i32::try_from(MAX_ATTEMPTS).unwrap_or(i32::MAX).into(),
                 event.0.into(),
                 endpoint.0.into(),
+                traceparent.clone().into(),
                 now.0.into(),
             ]);
         }
@@ -76,7 +79,7 @@ pub async fn enqueue(
             .collect();
         let sql = format!(
             "INSERT INTO jobs (status, run_at, id, kind, lane, rank, owner, payload, max_attempts, event_id, \
-             webhook_endpoint_id, created_at) VALUES {}",
+             webhook_endpoint_id, traceparent, created_at) VALUES {}",
             rows.join(", ")
         );
         tx.execute_raw(statement(tx, &sql, values)).await?;

@@ -23,6 +23,7 @@ use crate::ids::FileId;
 use crate::ids::JobId;
 use crate::owners::Scope;
 use crate::page::Page;
+use crate::traces;
 
 /// A job, as it is stored.
 #[derive(Clone, Debug, FromQueryResult)]
@@ -85,7 +86,8 @@ pub async fn enqueue(
     now: Timestamp,
     jobs: &[NewJob],
 ) -> Result<(), DbErr> {
-    const COLUMNS: usize = 13;
+    const COLUMNS: usize = 14;
+    let traceparent = traces::traceparent();
     for chunk in jobs.chunks(500) {
         let mut values: Vec<Value> = Vec::with_capacity(chunk.len() * COLUMNS);
         for job in chunk {
@@ -103,6 +105,8 @@ pub async fn enqueue(
                 job.file_id.map(|id| id.0).into(),
                 job.batch_id.map(|id| id.0).into(),
                 job.request_id.clone().into(),
+                // A watch is of no trace: it is made for one run, and looks for many.
+                traceparent.clone().filter(|_| !matches!(job.work, Work::WatchBatch(_))).into(),
                 now.0.into(),
             ]);
         }
@@ -118,7 +122,7 @@ pub async fn enqueue(
             .collect();
         let sql = format!(
             "INSERT INTO jobs (status, run_at, id, kind, lane, rank, owner, payload, model, max_attempts, file_id, \
-             batch_id, request_id, created_at) VALUES {}",
+             batch_id, request_id, traceparent, created_at) VALUES {}",
             rows.join(", ")
         );
         tx.execute_raw(statement(tx, &sql, values)).await?;

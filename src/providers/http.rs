@@ -110,7 +110,7 @@ impl Http {
         url: Url,
         max_bytes: usize,
     ) -> Result<Answer, ProviderError> {
-        let observation = Observation::start(&self.provider, operation, &method);
+        let observation = self.observe(operation, &method);
         let result = match self.head(Request::new(method, url)).await {
             Ok(response) => self.whole(response, max_bytes, refusal::kind).await,
             Err(error) => Err(error),
@@ -126,7 +126,7 @@ impl Http {
         url: Url,
         headers: HeaderMap,
     ) -> Result<Response, ProviderError> {
-        let observation = Observation::start(&self.provider, operation, &Method::GET);
+        let observation = self.observe(operation, &Method::GET);
         let mut request = Request::new(Method::GET, url);
         request.headers_mut().extend(headers);
         let result = match self.head(request).await {
@@ -154,7 +154,7 @@ impl Http {
         form: Form,
         upload: Upload,
     ) -> Result<Answer, ProviderError> {
-        let observation = Observation::start(&self.provider, operation, &Method::POST);
+        let observation = self.observe(operation, &Method::POST);
         let sent = upload.sent.clone();
         let content_type = HeaderValue::from_str(&form.content_type)
             .expect("a boundary consists of letters and digits");
@@ -176,7 +176,7 @@ impl Http {
         sent: SentWhole,
         judge: Judge,
     ) -> Result<Answer, ProviderError> {
-        let observation = Observation::start(&self.provider, operation, &Method::POST);
+        let observation = self.observe(operation, &Method::POST);
         let content_type = HeaderValue::from_static("application/json");
         let parcel = Parcel::of_bytes(json, sent.clone());
         let limit = self.limits.create;
@@ -188,6 +188,10 @@ impl Http {
         let result = result.map_err(|error| error.of_create(sent.is_set()));
         observation.end(result.as_ref().map(|answer| answer.status));
         result
+    }
+
+    fn observe(&self, operation: &'static str, method: &Method) -> Observation {
+        Observation::start(&self.provider, &self.base, operation, method)
     }
 
     async fn exchange(

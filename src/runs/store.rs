@@ -158,6 +158,8 @@ pub struct Run {
     job_status: Option<String>,
     job_error: Option<String>,
     job_run_at: Option<Timestamp>,
+    /// Where in a trace its job was made.
+    pub traceparent: Option<String>,
     /// Of its batch.
     pub endpoint: String,
     pub completion_window: String,
@@ -238,7 +240,7 @@ const SELECT: &str = "SELECT r.id, r.batch_id, b.owner, r.position, r.deployment
      r.output_file_id, r.error_file_id, r.next_look_at, r.looks_alike, r.refusals, {now} - r.missed_since AS missed_for, r.created_at, \
      r.submitted_at, r.expires_at, r.ended_at, o.managed_id AS managed_output_file, \
      e.managed_id AS managed_error_file, l.pause_reason, l.paused_until, j.status AS job_status, \
-     j.error AS job_error, j.run_at AS job_run_at, b.endpoint, b.completion_window, b.output_expires_after, b.cancelling_at, b.request_id \
+     j.error AS job_error, j.run_at AS job_run_at, j.traceparent, b.endpoint, b.completion_window, b.output_expires_after, b.cancelling_at, b.request_id \
      FROM batch_runs r JOIN batches b ON b.id = r.batch_id LEFT JOIN files o ON o.id = r.output_file_id \
      LEFT JOIN files e ON e.id = r.error_file_id LEFT JOIN jobs j ON j.id = r.job_id \
      LEFT JOIN lanes l ON l.name = j.lane";

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Client;
+use reqwest::Method;
 use reqwest::Response;
 use reqwest::header::CONTENT_TYPE;
 use reqwest::header::HeaderMap;
@@ -18,6 +19,8 @@ use super::address::Refused;
 use super::address::Resolver;
 use super::signature;
 use crate::clock::Timestamp;
+use crate::traces::Description;
+use crate::traces::Span;
 
 /// For all of it: the name, the connection, the answer.
 pub const TIME_LIMIT: Duration = Duration::from_secs(15);
@@ -132,6 +135,7 @@ impl Sender {
                 .map_err(|_| Unsent::Lost("an id that is no header".to_owned()))?;
             headers.insert(HeaderName::from_static(name), value);
         }
+        let span = Span::child(|| Description::call(&Method::POST, "webhook", &url));
         let request = client.post(url).headers(headers).body(message.body);
         let exchange = async {
             let response = request.send().await.map_err(unsent)?;
@@ -140,7 +144,18 @@ impl Sender {
             drop(tokio::time::timeout(ENOUGH, forget(response)).await);
             Ok(status)
         };
-        tokio::time::timeout(TIME_LIMIT, exchange).await.unwrap_or(Err(Unsent::TimedOut))
+        let exchanged = tokio::time::timeout(TIME_LIMIT, exchange).await;
+        let exchanged = exchanged.unwrap_or(Err(Unsent::TimedOut));
+        match &exchanged {
+            Ok(status) => {
+                span.answered(*status);
+                if *status >= 400 {
+                    span.fail(&status.to_string());
+                }
+            }
+            Err(unsent) => span.fail(unsent.code()),
+        }
+        exchanged
     }
 }
 

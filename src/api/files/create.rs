@@ -50,6 +50,7 @@ use crate::idempotency::RecordId;
 use crate::ids::FileId;
 use crate::ids::managed::ManagedId;
 use crate::notices::Hint;
+use crate::traces;
 
 const PATH: &str = "/v1/files";
 
@@ -174,7 +175,7 @@ async fn receive(
         form,
         blob: blob.key.take(),
     };
-    let done = tokio::spawn(commit.run().in_current_span()).await;
+    let done = tokio::spawn(traces::here().hold(commit.run().in_current_span())).await;
     let (text, record, is_replay) = done.map_err(|error| Error::Internal(error.into()))??;
     if is_replay {
         return Ok(idempotency::replay(text));

@@ -1,10 +1,11 @@
-//! What operators see of a call to a provider: a trace event and metrics, without any of its content.
+//! What operators see of a call to a provider: a span, a line of the log and metrics, without any of its content.
 
 use metrics::Counter;
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, StatusCode, Url};
 use tokio::time::Instant;
 
 use crate::providers::ProviderError;
+use crate::traces::{Description, KeyValue, Span};
 
 /// One call, from when it begins until [`Observation::end`].
 pub(super) struct Observation {
@@ -12,11 +13,18 @@ pub(super) struct Observation {
     operation: &'static str,
     method: Method,
     started: Instant,
+    span: Span,
 }
 
 impl Observation {
-    pub fn start(provider: &str, operation: &'static str, method: &Method) -> Self {
+    pub fn start(provider: &str, base: &Url, operation: &'static str, method: &Method) -> Self {
+        let span = Span::child(|| {
+            let mut call = Description::call(method, operation, base);
+            call.attributes.push(KeyValue::new("provider.name", provider.to_owned()));
+            call
+        });
         Self {
+            span,
             provider: provider.to_owned(),
             operation,
             method: method.clone(),
@@ -25,12 +33,19 @@ impl Observation {
     }
 
     pub fn end(self, outcome: Result<StatusCode, &ProviderError>) {
-        let Self { provider, operation, method, started } = self;
+        let Self { provider, operation, method, started, span } = self;
         let duration = started.elapsed();
         let status = match outcome {
             Ok(status) => Some(status.as_u16()),
             Err(error) => error.http_status,
         };
+        if let Some(status) = status {
+            span.answered(status);
+        }
+        if let Err(error) = outcome {
+            span.fail(error.kind.code());
+        }
+        drop(span);
         tracing::debug!(
             provider.name = %provider,
             operation,
