@@ -47,6 +47,7 @@ mod sweeps;
 mod takeovers;
 mod terminal;
 mod tls;
+mod traces;
 mod uploads;
 mod versions;
 mod webhooks;

@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::support::ADMIN_KEY;
 use crate::support::ALICE_KEY;
 use crate::support::BOB_KEY;
+use crate::support::Collector;
 use crate::support::ENCRYPTION_KEY;
 use crate::support::Env;
 use crate::support::Kind;
@@ -30,6 +31,8 @@ use crate::support::eventually;
 
 /// What a provider signs with.
 const PROVIDERS_SECRET: &str = "cHJvdmlkZXJzLXNlY3JldC1jYW5hcnktNmYxMQ==";
+
+const COLLECTORS_KEY: &str = "collectors-canary-3c85";
 
 /// The keys that must not be seen: as they are, and as the digits of their bytes.
 struct Keys(Vec<String>);
@@ -131,7 +134,11 @@ async fn batch_that_is_told_of(env: &Env) -> Value {
 }
 
 async fn all_is_clean(kind: Kind) {
-    let extra = format!("{WATCHFUL}[webhooks]\nallow_private_addresses = true\n");
+    let collector = Collector::start().await;
+    let extra = format!(
+        "{WATCHFUL}[webhooks]\nallow_private_addresses = true\n{}otlp_headers = \"x-key={COLLECTORS_KEY}\"\n",
+        collector.section()
+    );
     let provider = format!("webhook_secret = \"whsec_{PROVIDERS_SECRET}\"\n");
     let env = Env::with(Options { log: "trace", extra, provider, ..Options::on(kind) }).await;
     let (admin, bob) = (env.as_key(ADMIN_KEY), env.as_key(BOB_KEY));
@@ -158,7 +165,15 @@ async fn all_is_clean(kind: Kind) {
     let (_, rotated) = env.client.post(&format!("{hook_path}/rotate_secret"), keep).await;
     secrets.push(rotated["signing_secret"].as_str().unwrap().to_owned());
     let bare = secrets.iter().map(|secret| secret.trim_start_matches("whsec_"));
-    let mut all = vec![ADMIN_KEY, ALICE_KEY, BOB_KEY, PROVIDER_KEY, PROVIDERS_SECRET, &carol.key];
+    let mut all = vec![
+        ADMIN_KEY,
+        ALICE_KEY,
+        BOB_KEY,
+        PROVIDER_KEY,
+        PROVIDERS_SECRET,
+        COLLECTORS_KEY,
+        &carol.key,
+    ];
     all.extend(bare);
     if kind == Kind::Postgres {
         all.push(ENCRYPTION_KEY);
@@ -242,6 +257,15 @@ async fn all_is_clean(kind: Kind) {
     assert!(log.contains("\"TRACE\""), "the log does not tell all");
     keys.are_not_in("the log", &log);
     keys.are_not_in("the output", &env.server.output());
+    let sent = collector.0.received(1).await;
+    assert_eq!(sent[0].header("x-key"), COLLECTORS_KEY);
+    for name in ["POST upload_file", "POST webhook", "POST create_batch", "POST /v1/admin/keys"] {
+        eventually(Duration::from_secs(20), async || {
+            collector.spans().iter().any(|span| span.name == name).then_some(())
+        })
+        .await;
+    }
+    keys.are_not_in("a trace", &collector.bodies());
     let rows = values(&env).await;
     for what in [
         "files.managed_id",

@@ -2,6 +2,7 @@
 
 pub mod batches;
 mod client;
+pub mod collector;
 mod crew;
 pub mod database;
 mod disk;
@@ -19,6 +20,7 @@ mod wire;
 pub use client::Client;
 pub use client::Part;
 pub use client::answer;
+pub use collector::Collector;
 pub use crew::Crew;
 pub use database::Database;
 pub use database::Kind;
