@@ -269,3 +269,115 @@ impl Drop for Span {
         context.span().end();
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::Mutex;
+
+    use opentelemetry_sdk::error::OTelSdkResult;
+    use opentelemetry_sdk::trace::SpanData;
+    use opentelemetry_sdk::trace::SpanProcessor;
+
+    use super::*;
+
+    type Spans = Arc<Mutex<Vec<SpanData>>>;
+
+    #[derive(Debug)]
+    struct Recorder(Spans);
+
+    impl SpanProcessor for Recorder {
+        fn on_start(&self, _: &mut opentelemetry_sdk::trace::Span, _: &Context) {}
+
+        fn on_end(&self, span: SpanData) {
+            self.0.lock().unwrap().push(span);
+        }
+
+        fn force_flush(&self) -> OTelSdkResult {
+            Ok(())
+        }
+
+        fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+            Ok(())
+        }
+    }
+
+    /// Traces, and the spans of them that have ended.
+    pub fn recorded() -> (Traces, Spans) {
+        let spans = Spans::default();
+        let recorder = Recorder(Arc::clone(&spans));
+        let sampler = Sampler::ParentBased(Box::new(Sampler::AlwaysOn));
+        let provider =
+            SdkTracerProvider::builder().with_sampler(sampler).with_span_processor(recorder);
+        (Traces(Some(provider.build().tracer("test"))), spans)
+    }
+
+    fn call() -> Description {
+        Description::call(&Method::GET, "file", &Url::parse("https://host/secret").unwrap())
+    }
+
+    fn attribute(span: &SpanData, key: &str) -> Option<String> {
+        let attributes = span.attributes.iter();
+        attributes.filter(|pair| pair.key.as_str() == key).map(|pair| pair.value.to_string()).next()
+    }
+
+    #[tokio::test]
+    async fn what_does_much_shows_some_of_it_and_says_how_much_it_does_not_show() {
+        let (traces, spans) = recorded();
+        let whole = traces.begin(2, || (Origin::Nowhere, Description::internal("whole")));
+        let parts = async {
+            for _ in 0..MOST_CHILDREN + 5 {
+                tokio::task::yield_now().await;
+                drop(Span::child(call));
+            }
+        };
+        whole.hold(parts).await;
+        drop(whole);
+        let spans = spans.lock().unwrap();
+        assert_eq!(spans.len(), MOST_CHILDREN as usize + 1);
+        let (whole, parts) = spans.split_last().unwrap();
+        assert_eq!(attribute(whole, "longshore.spans_omitted").as_deref(), Some("5"));
+        for part in parts {
+            assert_eq!(part.parent_span_id, whole.span_context.span_id());
+            assert_eq!(attribute(part, "http.request.resend_count").as_deref(), Some("2"));
+            assert_eq!(attribute(part, "server.address").as_deref(), Some("host"));
+            assert!(!format!("{:?}", part.attributes).contains("secret"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_place_without_a_span_of_its_own_is_its_origins() {
+        const SAID: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let (traces, spans) = recorded();
+        let quiet = traces.within(|| Origin::of_text(Some(SAID)));
+        let there = quiet.hold(async {
+            drop(Span::child(call));
+            traceparent()
+        });
+        assert_eq!(there.await.as_deref(), Some(SAID));
+        drop(quiet);
+        assert!(spans.lock().unwrap().is_empty());
+        // Nor does what is not kept grow parts, but it is a place all the same.
+        let unsampled = SAID.replace("-01", "-00");
+        let origin = || Origin::of_text(Some(&unsampled));
+        let unkept = traces.begin(0, || (origin(), Description::internal("unkept")));
+        let there = unkept.hold(async {
+            drop(Span::child(call));
+            traceparent()
+        });
+        assert!(there.await.is_some_and(|place| place.ends_with("-00")));
+        drop(unkept);
+        assert!(spans.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn without_traces_nothing_is_asked_and_there_is_no_place() {
+        let none = Traces::default();
+        let span = none.begin(0, || unreachable!("nobody wants to know"));
+        let nowhere = span.hold(async {
+            drop(Span::child(|| unreachable!("nobody wants to know")));
+            traceparent()
+        });
+        assert_eq!(nowhere.await, None);
+        assert_eq!(span.trace_id(), None);
+    }
+}

@@ -4,7 +4,7 @@
 //! the run's own trace (`watch_batch`). And of a job that waits by trying, only the first attempts and the one that ends
 //! it are spans, so that no trace grows for ever.
 
-use crate::app::App;
+use crate::clock::Clock;
 use crate::clock::Timestamp;
 use crate::jobs::Ending;
 use crate::jobs::Work;
@@ -31,11 +31,10 @@ pub struct Traced {
 }
 
 impl Traced {
-    pub fn begin(app: &App, job: &Claimed) -> Self {
-        let traces = &app.traces;
+    pub fn begin(traces: &Traces, clock: Clock, job: &Claimed) -> Self {
         if job.epoch > MOST_SPANS || job.is_watch() {
             let span = traces.within(|| origin(job));
-            return Self { span, began_quietly_at: Some(app.clock.now()) };
+            return Self { span, began_quietly_at: Some(clock.now()) };
         }
         let resends = u32::try_from(job.attempt - 1).unwrap_or(0);
         let span = traces.begin(resends, || (origin(job), describe(job)));
@@ -109,5 +108,64 @@ fn origin(job: &Claimed) -> Origin {
     match Work::read(&job.kind, &job.payload) {
         Ok(Work::DeleteFile(payload)) if payload.is_background => origin.consequence(),
         _ => origin,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::ids::JobId;
+    use crate::jobs::Spend;
+    use crate::traces::tests::recorded;
+
+    fn job(kind: &str, epoch: i64) -> Claimed {
+        Claimed {
+            id: JobId::mint(),
+            kind: kind.to_owned(),
+            lane: "provider:p".to_owned(),
+            owner: "alice".to_owned(),
+            payload: "{}".to_owned(),
+            epoch,
+            attempt: 1,
+            max_attempts: 3,
+            progress: None,
+            file_id: None,
+            batch_id: None,
+            model: None,
+            request_id: None,
+            traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned()),
+            created_at: Timestamp(0),
+            started_at: Timestamp(0),
+            lease_until: Timestamp(0),
+        }
+    }
+
+    fn spans_of(kind: &str, epoch: i64, outcome: &'static str, ending: Option<Ending>) -> usize {
+        let (traces, spans) = recorded();
+        let job = job(kind, epoch);
+        let traced = Traced::begin(&traces, Clock::default(), &job);
+        traced.end(&traces, &job, &(outcome, ending));
+        spans.lock().unwrap().len()
+    }
+
+    #[test]
+    fn of_a_job_that_is_tried_for_ever_the_first_attempts_and_the_last_are_spans() {
+        let again = || {
+            let (after, spend) = (Duration::ZERO, Spend::Nothing);
+            Some(Ending::Retry { after, spend, failure: None })
+        };
+        assert_eq!(spans_of("upload_file", MOST_SPANS, "retried", again()), 1);
+        assert_eq!(spans_of("upload_file", MOST_SPANS + 1, "retried", again()), 0);
+        assert_eq!(spans_of("upload_file", MOST_SPANS + 1, "lost", None), 0);
+        assert_eq!(spans_of("upload_file", 1000, "succeeded", Some(Ending::Succeeded)), 1);
+    }
+
+    #[test]
+    fn a_watch_is_a_span_only_where_it_came_to_a_bad_end() {
+        assert_eq!(spans_of("watch_batch", 1, "succeeded", Some(Ending::Succeeded)), 0);
+        let failure = crate::jobs::Failure::permanent("x", "y");
+        assert_eq!(spans_of("watch_batch", 1, "failed", Some(Ending::Failed(failure))), 1);
     }
 }
