@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use data_encoding::BASE32_NOPAD;
 use rand::RngExt as _;
+use sea_orm::ConnAcquireErr;
 use sea_orm::ConnectionTrait;
 use sea_orm::DbErr;
 use sea_orm::FromQueryResult;
@@ -17,6 +18,8 @@ use secrecy::ExposeSecret as _;
 use secrecy::SecretString;
 use sha2::Digest;
 use sha2::Sha256;
+use tokio::sync::Semaphore;
+use tokio::sync::SemaphorePermit;
 
 use crate::clock::Timestamp;
 use crate::db::Db;
@@ -26,9 +29,16 @@ use crate::ids::ApiKeyId;
 
 /// A stored key is looked up again after this long, so a revoked one works no longer than that.
 const TRUSTED_FOR: Duration = Duration::from_secs(5);
-const MAX_TRUSTED: usize = 10_000;
+/// A key that is nobody's is believed to be so for as long.
+const UNKNOWN_FOR: Duration = Duration::from_secs(1);
+const MAX_REMEMBERED: usize = 10_000;
+/// Keys that are looked up for the first time at once: whoever makes up keys keeps no more of the database busy.
+const STRANGERS: usize = 2;
+/// How long one that finds more strangers before it waits for its turn.
+const STRANGERS_PATIENCE: Duration = Duration::from_secs(1);
 
-type Hash = [u8; 32];
+/// What tells keys apart without telling them.
+pub type KeyHash = [u8; 32];
 
 /// Whose a key is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,20 +50,35 @@ pub struct Identity {
 /// The keys that are known.
 #[derive(Clone, Debug)]
 pub struct Keys {
-    configured: Arc<HashMap<Hash, Identity>>,
-    trusted: Arc<Mutex<HashMap<Hash, (Instant, Identity)>>>,
+    configured: Arc<HashMap<KeyHash, Identity>>,
+    remembered: Arc<Mutex<Remembered>>,
+    strangers: Arc<Semaphore>,
 }
 
-fn hash(key: &str) -> Hash {
+/// What the database said of keys lately, and when.
+#[derive(Debug, Default)]
+struct Remembered {
+    trusted: HashMap<KeyHash, (Instant, Identity)>,
+    unknown: HashMap<KeyHash, Instant>,
+}
+
+pub fn hash(key: &str) -> KeyHash {
     Sha256::digest(key).into()
+}
+
+pub fn hash_of(key: &SecretString) -> KeyHash {
+    hash(key.expose_secret())
 }
 
 impl Keys {
     /// With the keys of the configuration.
     pub fn new<'a>(configured: impl IntoIterator<Item = (&'a SecretString, Identity)>) -> Self {
-        let configured =
-            configured.into_iter().map(|(key, identity)| (hash(key.expose_secret()), identity));
-        Self { configured: Arc::new(configured.collect()), trusted: Arc::default() }
+        let configured = configured.into_iter().map(|(key, identity)| (hash_of(key), identity));
+        Self {
+            configured: Arc::new(configured.collect()),
+            remembered: Arc::default(),
+            strangers: Arc::new(Semaphore::new(STRANGERS)),
+        }
     }
 
     pub fn has_configured(&self) -> bool {
@@ -71,34 +96,63 @@ impl Keys {
         if let Some(identity) = self.configured.get(&hash) {
             return Ok(Some(identity.clone()));
         }
-        if let Some((since, identity)) = self.lock().get(&hash)
-            && since.elapsed() < TRUSTED_FOR
-        {
-            return Ok(Some(identity.clone()));
+        let (known, is_stranger) = self.lock().of(&hash);
+        if let Some(identity) = known {
+            return Ok(identity);
         }
+        // One that was known a moment ago does not queue up with those.
+        let _turn = if is_stranger { Some(self.stranger().await?) } else { None };
         let found = find(db.read(), &hash).await?;
-        let mut trusted = self.lock();
-        match &found {
-            Some(identity) => {
-                if trusted.len() >= MAX_TRUSTED {
-                    trusted.clear();
-                }
-                trusted.insert(hash, (Instant::now(), identity.clone()));
-            }
-            None => {
-                trusted.remove(&hash);
-            }
-        }
+        self.lock().put(hash, found.clone());
         Ok(found)
+    }
+
+    async fn stranger(&self) -> Result<SemaphorePermit<'_>, DbErr> {
+        let turn = tokio::time::timeout(STRANGERS_PATIENCE, self.strangers.acquire());
+        match turn.await {
+            Ok(turn) => Ok(turn.expect("nobody closes the semaphore")),
+            Err(_) => Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)),
+        }
     }
 
     /// Asks the database again for every stored key: one was revoked here.
     pub fn forget(&self) {
-        self.lock().clear();
+        *self.lock() = Remembered::default();
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Hash, (Instant, Identity)>> {
-        self.trusted.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Remembered> {
+        self.remembered.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Remembered {
+    /// What is known of a key, if it is still believed, and whether it was never seen to be anybody's.
+    fn of(&self, hash: &KeyHash) -> (Option<Option<Identity>>, bool) {
+        if let Some((since, identity)) = self.trusted.get(hash) {
+            let is_believed = since.elapsed() < TRUSTED_FOR;
+            return (is_believed.then(|| Some(identity.clone())), false);
+        }
+        let is_unknown = self.unknown.get(hash).is_some_and(|at| at.elapsed() < UNKNOWN_FOR);
+        (is_unknown.then_some(None), true)
+    }
+
+    fn put(&mut self, hash: KeyHash, found: Option<Identity>) {
+        match found {
+            Some(identity) => {
+                self.unknown.remove(&hash);
+                if self.trusted.len() >= MAX_REMEMBERED {
+                    self.trusted.clear();
+                }
+                self.trusted.insert(hash, (Instant::now(), identity));
+            }
+            None => {
+                self.trusted.remove(&hash);
+                if self.unknown.len() >= MAX_REMEMBERED {
+                    self.unknown.clear();
+                }
+                self.unknown.insert(hash, Instant::now());
+            }
+        }
     }
 }
 
@@ -144,7 +198,7 @@ pub async fn create(
     Ok((stored, SecretString::from(key)))
 }
 
-async fn find(db: &impl ConnectionTrait, hash: &Hash) -> Result<Option<Identity>, DbErr> {
+async fn find(db: &impl ConnectionTrait, hash: &KeyHash) -> Result<Option<Identity>, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         owner: String,
