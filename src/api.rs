@@ -19,6 +19,7 @@ mod list;
 mod models;
 mod parameters;
 mod provider_events;
+mod quota;
 mod reconciliations;
 mod request;
 mod rest;
@@ -37,14 +38,25 @@ use tokio::sync::Mutex;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 
+use self::quota::Quota;
 use crate::app::App;
+use crate::db::Db;
 use crate::traces::Traces;
+
+/// Requests that use the database or wait for it: an eighth of the connections, within these. Of a database that does
+/// a few thousand things a second, the last of them has its turn within a second.
+const MIN_WAITING: usize = 32;
+const MAX_WAITING: usize = 2048;
 
 /// What handlers share.
 #[derive(Clone)]
 pub struct Api {
+    /// Its database turns requests away when too many wait for it.
     app: App,
+    /// The same database, for what runs beside them.
+    db: Db,
     requests: idempotency::Requests,
+    looks: health::Looks,
     /// Held by whoever reads which requests of a batch have succeeded: in memory are those of one batch at most.
     retries: Arc<Mutex<()>>,
     large_results: batches::Room,
@@ -82,9 +94,13 @@ fn routes() -> OpenApiRouter<Api> {
 
 impl Api {
     pub fn new(app: App) -> Self {
+        let db = app.db.clone();
+        let places = (server::max_connections() / 8).clamp(MIN_WAITING, MAX_WAITING);
         Self {
-            app,
+            app: App { db: db.bounded(places), ..app },
+            db,
             requests: idempotency::Requests::new(),
+            looks: health::Looks::default(),
             retries: Arc::default(),
             large_results: batches::Room::default(),
         }
@@ -99,32 +115,35 @@ impl Api {
         let (router, description) = routes().split_for_parts();
         let description = description::write(description)?;
         let router = router.layer(Extension(description));
-        Ok(with_border(router, self.app.traces.clone()).with_state(self.clone()))
+        Ok(with_border(router, self.app.traces.clone(), Quota::of(&self.app))
+            .with_state(self.clone()))
     }
 
     /// What a process that only runs jobs answers: whether it is well, and its metrics.
     pub fn health_router(&self) -> Router {
         let (router, _) = health::routes().split_for_parts();
-        with_border(router, self.app.traces.clone()).with_state(self.clone())
+        with_border(router, self.app.traces.clone(), Quota::default()).with_state(self.clone())
     }
 
     /// What runs beside the requests, until it is dropped.
     pub async fn run(&self) {
-        tokio::join!(
-            self.requests.run(self.app.clone()),
-            self.app.notices.run(self.app.db.clone())
-        );
+        let app = App { db: self.db.clone(), ..self.app.clone() };
+        tokio::join!(self.requests.run(app.clone()), app.notices.run(app.db.clone()));
     }
 }
 
 /// What stands around every path: the fallbacks, the limits, the request's id and trace, and what a panic becomes.
-fn with_border<S: Clone + Send + Sync + 'static>(routes: Router<S>, traces: Traces) -> Router<S> {
+fn with_border<S: Clone + Send + Sync + 'static>(
+    routes: Router<S>,
+    traces: Traces,
+    quota: Quota,
+) -> Router<S> {
     routes
         .fallback(error::no_such_path)
         .method_not_allowed_fallback(error::no_such_method)
         .layer(CatchPanicLayer::custom(error::panicked))
         // It checks the limits too: each layer is a kilobyte or two of every request that waits.
-        .layer(axum::middleware::from_fn(rest::read))
+        .layer(axum::middleware::from_fn_with_state(quota, rest::read))
         .layer(axum::middleware::from_fn_with_state(traces, request::identify))
 }
 
@@ -152,7 +171,7 @@ mod tests {
         let base = format!("http://{}", listener.local_addr().unwrap());
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let end = async { drop(stopped.await) };
-        let router = with_border(routes, Traces::default());
+        let router = with_border(routes, Traces::default(), Quota::default());
         let ending = server::Ending { delay: Duration::ZERO, drain: Duration::from_secs(5) };
         let server =
             tokio::spawn(async move { server::serve(listener, router, end, ending).await });

@@ -22,6 +22,8 @@ use crate::installation::Installation;
 use crate::jobs::Lane;
 use crate::keys::Identity;
 use crate::keys::Keys;
+use crate::limits::backlog::Backlogs;
+use crate::limits::requests::RequestLimits;
 use crate::notices;
 use crate::notices::Notices;
 use crate::notices::Relay;
@@ -42,6 +44,8 @@ pub struct App {
     pub providers: Arc<Providers>,
     pub notices: Notices,
     pub keys: Keys,
+    pub request_limits: RequestLimits,
+    pub backlogs: Backlogs,
     pub clock: Clock,
     pub installation: Installation,
     pub edits: EditsCache,
@@ -69,6 +73,8 @@ impl App {
             providers: Arc::new(Providers::new(&config)?),
             notices: Notices::new(relay),
             keys: Keys::new(configured_keys(&config)),
+            request_limits: RequestLimits::new(&config, &installation.id)?,
+            backlogs: Backlogs::new(config.limits.max_pending_jobs_per_owner),
             edits: EditsCache::default(),
             webhooks: Sender::new(config.webhooks.allow_private_addresses),
             vault: Vault::open(&config)?,

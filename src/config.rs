@@ -39,8 +39,8 @@ pub use self::{
     provider::{Provider, ProviderKind},
     secret::EncryptionKey,
     settings::{
-        ApiKey, Auth, Batches, Blobs, Database, Keep, Redis, Retention, Retry, Server, Sweeps,
-        Telemetry, Webhooks, Workers,
+        ApiKey, Auth, Batches, Blobs, Database, Keep, Limits, Redis, Retention, Retry, Server,
+        Sweeps, Telemetry, Webhooks, Workers,
     },
     size::{ByteSize, NotASize},
     telemetry::{OtlpHeaders, Ratio},
@@ -59,6 +59,7 @@ const LARGEST_FILE: u64 = 1024 * 1024;
 pub struct Config {
     pub server: Server,
     pub auth: Auth,
+    pub limits: Limits,
     pub database: Database,
     pub redis: Redis,
     pub blobs: Blobs,

@@ -12,6 +12,7 @@ mod migrate;
 mod postgres;
 mod read;
 mod schema;
+mod shedding;
 mod sqlite;
 mod transaction;
 
@@ -33,6 +34,7 @@ use sqlx::postgres::PgConnectOptions;
 use crate::config;
 use crate::config::DatabaseKind;
 use group::Group;
+use shedding::Gate;
 use transaction::Connection;
 
 use crate::traces;
@@ -41,6 +43,7 @@ pub use inspect::Facts;
 pub use inspect::sqlite_file;
 pub use read::Reader;
 pub use schema::Schema;
+pub use shedding::is_overload;
 pub use transaction::Transaction;
 
 /// Connections for reading. SQLite reads in the calling process, so more than a few only compete.
@@ -57,6 +60,8 @@ pub struct Db {
     read: Reader,
     scan: Reader,
     writer: Writer,
+    /// Of requests that write. `None` where nobody is turned away.
+    gate: Option<Gate>,
 }
 
 #[derive(Clone, Debug)]
@@ -122,6 +127,7 @@ impl Db {
             read: Reader::Sqlite(read),
             scan: Reader::Sqlite(scan),
             writer: Writer::Sqlite { path, group },
+            gate: None,
         })
     }
 
@@ -136,7 +142,20 @@ impl Db {
             read: Reader::Postgres(pool.clone()),
             scan: Reader::Postgres(pool.for_scans()),
             writer: Writer::Postgres { pool, work },
+            gate: None,
         })
+    }
+
+    /// The same, for requests: no more than `places` of them use it or wait for it at the same time.
+    pub fn bounded(&self, places: usize) -> Self {
+        let gate = Gate::new(places);
+        let bounded = |reader: &Reader| Reader::Bounded(Box::new(reader.clone()), gate.clone());
+        Self {
+            read: bounded(&self.read),
+            scan: bounded(&self.scan),
+            writer: self.writer.clone(),
+            gate: Some(gate),
+        }
     }
 
     /// For reading a few rows that an index finds.
@@ -168,6 +187,7 @@ impl Db {
         T: Send + 'static,
         E: WriteError,
     {
+        let _place = self.gate.as_ref().map(Gate::enter).transpose()?;
         // What a client waits for, with the writes that share its commit.
         let _span = traces::Span::child(|| {
             let system = if self.is_postgres() { "postgresql" } else { "sqlite" };
@@ -222,12 +242,14 @@ impl Db {
     ///
     /// When it does not.
     pub async fn ping(&self) -> Result<(), DbErr> {
+        // Whether it is there, not whether there is room: a busy intake that was taken out of service for
+        // that would leave its requests to the others.
+        let reader = self.read.unbounded();
         if !self.is_postgres() {
-            let question = statement(&self.read, "SELECT 1 AS one", []);
-            return self.read.query_one_raw(question).await.map(drop);
+            return reader.query_one_raw(statement(reader, "SELECT 1 AS one", [])).await.map(drop);
         }
         let sql = "SELECT current_setting('transaction_read_only')::bool";
-        let row = self.read.query_one_raw(statement(&self.read, sql, [])).await?;
+        let row = reader.query_one_raw(statement(reader, sql, [])).await?;
         let is_read_only: bool = row.map_or(Ok(false), |row| row.try_get_by_index(0))?;
         if is_read_only { Err(postgres::read_only()) } else { Ok(()) }
     }

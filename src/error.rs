@@ -8,6 +8,7 @@ use crate::blobs::BlobError;
 use crate::db::WriteError;
 use crate::db::is_away;
 use crate::db::is_disk_full;
+use crate::db::is_overload;
 
 /// A domain error. A variant exists because the client, or the API, reacts to it differently.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +53,9 @@ pub enum Error {
         #[source]
         source: anyhow::Error,
     },
+    /// Too much is under way here, or before the database.
+    #[error("the server has more to do than it can; try again")]
+    Overloaded,
     #[error("the disk of {what} is full; free some room, or delete files")]
     DiskFull {
         what: &'static str,
@@ -103,6 +107,9 @@ impl From<DbErr> for Error {
         let what = "the database";
         if is_disk_full(&error) {
             return Self::DiskFull { what, source: error.into() };
+        }
+        if is_overload(&error) {
+            return Self::Overloaded;
         }
         if is_away(&error) {
             Self::Unavailable { what, source: error.into() }

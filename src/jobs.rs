@@ -1,5 +1,6 @@
 //! Jobs: durable units of work. What they carry, how an attempt ends, and the table that is the queue.
 
+pub mod backlog;
 pub mod claims;
 pub mod control;
 pub mod deliveries;

@@ -17,6 +17,7 @@ pub mod installation;
 pub mod jobs;
 pub mod jsonl;
 pub mod keys;
+pub mod limits;
 pub mod mappings;
 pub mod notices;
 pub mod owners;

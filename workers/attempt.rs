@@ -154,7 +154,7 @@ pub struct Done {
 impl Attempt {
     /// Runs the job and writes its end. Nothing that happens in it reaches apalis.
     pub async fn run(self: Arc<Self>) {
-        let traced = Traced::begin(&self.app.traces, self.app.clock, &self.job);
+        let traced = Traced::begin(&self.app.traces, &self.app.clock, &self.job);
         let span = traced.log_span(&self.job);
         let this = Arc::clone(&self);
         let run = async move {

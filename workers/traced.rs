@@ -31,7 +31,7 @@ pub struct Traced {
 }
 
 impl Traced {
-    pub fn begin(traces: &Traces, clock: Clock, job: &Claimed) -> Self {
+    pub fn begin(traces: &Traces, clock: &Clock, job: &Claimed) -> Self {
         if job.epoch > MOST_SPANS || job.is_watch() {
             let span = traces.within(|| origin(job));
             return Self { span, began_quietly_at: Some(clock.now()) };

@@ -109,6 +109,7 @@ pub fn describe(operation: &mut Operation) {
         ("400", error::BadRequest::response().0),
         ("401", error::Unauthorized::response().0),
         ("403", error::Forbidden::response().0),
+        ("429", error::TooManyRequests::response().0),
         ("503", error::Unavailable::response().0),
     ] {
         let responses = &mut operation.responses.responses;
@@ -131,14 +132,7 @@ pub fn credentials(headers: &HeaderMap) -> HeaderMap {
 ///
 /// When the headers name nobody, or an owner for whom the caller may not act.
 pub async fn identify(app: &App, headers: &HeaderMap) -> Result<Caller, Error> {
-    let Some(header) = headers.get(AUTHORIZATION) else {
-        return Err(Error::Unauthorized(
-            "no key was sent; send one in the header `Authorization: Bearer <key>`".to_owned(),
-        ));
-    };
-    let key = header.to_str().ok().and_then(bearer).ok_or_else(|| {
-        Error::Unauthorized("the header `Authorization` must read `Bearer <key>`".to_owned())
-    })?;
+    let key = key(headers)?;
     let identity = app.keys.identify(&app.db, key).await?.ok_or_else(|| {
         Error::Unauthorized(
             "the key is not known here; `longshore keys create --owner NAME` makes one".to_owned(),
@@ -166,6 +160,22 @@ pub async fn identify(app: &App, headers: &HeaderMap) -> Result<Caller, Error> {
             message: format!("`X-Longshore-Owner` must be 1 to {MAX_OWNER} printable characters"),
         }),
     }
+}
+
+/// The key that was sent.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn key(headers: &HeaderMap) -> Result<&str, Error> {
+    let Some(header) = headers.get(AUTHORIZATION) else {
+        return Err(Error::Unauthorized(
+            "no key was sent; send one in the header `Authorization: Bearer <key>`".to_owned(),
+        ));
+    };
+    header.to_str().ok().and_then(bearer).ok_or_else(|| {
+        Error::Unauthorized("the header `Authorization` must read `Bearer <key>`".to_owned())
+    })
 }
 
 fn bearer(header: &str) -> Option<&str> {

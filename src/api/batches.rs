@@ -129,11 +129,15 @@ async fn create(
         installation_id: Arc::clone(&app.installation.id),
         max_attempts: app.config.retry.max_attempts.get(),
     };
+    let full = app.backlogs.admit(&app.db, &new.owner, 1).await?;
     let (at, now, all) = (app.clone(), app.clock.now(), Arc::new((new, wanted, dispatch)));
     let response = creation
         .once(&api, move |tx| {
             let (app, all) = (at.clone(), Arc::clone(&all));
             Box::pin(async move {
+                if let Some(full) = full {
+                    return Err(full.into());
+                }
                 let (new, wanted, dispatch) = &*all;
                 let view = batches::create::create(tx, now, new, wanted, dispatch).await?;
                 object::to_text(&app, view)

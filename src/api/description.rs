@@ -38,6 +38,7 @@ use super::error;
 use super::error::InternalError;
 use super::error::NotFound;
 use super::parameters::Path;
+use super::quota;
 use super::request;
 use crate::error::Error;
 
@@ -58,7 +59,8 @@ to OpenAI's API are extra fields, extra parameters and extra paths.
 that a path does not have (405).
 - Every `GET` answers `HEAD` too, without the body.
 - Unknown query parameters and JSON fields are ignored, as OpenAI does.
-- Every answer has an `x-request-id`.
+- Every answer has an `x-request-id`; where the key has a limit of requests, also OpenAI's `x-ratelimit-limit-requests`, \
+`x-ratelimit-remaining-requests` and `x-ratelimit-reset-requests`.
 - An owner sees and touches only what it made; an admin key sees all.";
 
 /// What the paths are grouped by, in this order.
@@ -103,6 +105,9 @@ fn complete(mut api: OpenApi) -> OpenApi {
     components.parameters.insert(owner.name.clone(), RefOr::T(owner));
     components.parameters.insert(id.name.clone(), RefOr::T(id));
     components.headers.insert(request::HEADER.to_string(), RefOr::T(request::header()));
+    for (name, header) in quota::headers() {
+        components.headers.insert(name.to_string(), RefOr::T(header));
+    }
     components.schemas.extend(error::schemas());
     if let Some(own) = api.components.take() {
         components.schemas.extend(own.schemas);

@@ -30,6 +30,9 @@ use crate::error::Error;
 /// How long a client is asked to wait for a database or blob store that is away.
 const UNAVAILABLE_FOR: Duration = Duration::from_secs(2);
 
+/// How long one is that finds too many others before it.
+const OVERLOADED_FOR: Duration = Duration::from_secs(1);
+
 /// The body of every refusal and failure.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Error)]
@@ -106,13 +109,13 @@ answers! {
     RequestTimeout, "The sender was silent for 30 seconds in the middle of the body.";
     Conflict with when_to_repeat, "Not possible in this state.";
     PayloadTooLarge, "The body is too large.";
-    TooManyRequests with retry_after, "Too many at once.";
+    TooManyRequests with retry_after, "Too many at once, or more than the key or its owner may.";
     UnsupportedMediaType, "The body is of another content type than the one that is expected.";
     RangeNotSatisfiable with size, "The range lies outside of the file.";
     KeyReused, "The `Idempotency-Key` was used with another file or other fields.";
     InternalError, "Our own fault; the log tells more.";
     ProvidersFailed, "The bytes are no longer kept here, and no provider gave them back.";
-    Unavailable with retry_after, "The database or the blob store cannot be reached.";
+    Unavailable with retry_after, "The database or the blob store cannot be reached, or too many wait for it.";
     DiskFull, "The disk of the database or of the blob store is full.";
 }
 
@@ -217,6 +220,10 @@ fn form(error: &Error) -> Form {
         Error::Unavailable { .. } => Form {
             retry_after: Some(UNAVAILABLE_FOR),
             ..Form::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("unavailable"))
+        },
+        Error::Overloaded => Form {
+            retry_after: Some(OVERLOADED_FOR),
+            ..Form::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("overloaded"))
         },
         Error::DiskFull { .. } => {
             Form::new(StatusCode::INSUFFICIENT_STORAGE, "server_error", Some("disk_full"))

@@ -255,6 +255,10 @@ async fn send_to_more(
         request_id: Some(request_id.0),
     });
     let now = app.clock.now();
+    let full = app.backlogs.admit(&app.db, &view.file.owner, destinations.len()).await?;
+    if let Some(full) = full {
+        return Err(full.into());
+    }
     let view = app
         .db
         .intake(move |tx| {

@@ -1,5 +1,9 @@
 //! `/healthz`, `/readyz` and `/metrics`.
 
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
 use axum::extract::FromRequestParts;
 use axum::extract::Request;
 use axum::extract::State;
@@ -9,6 +13,9 @@ use axum::response::IntoResponse;
 use axum::response::Json;
 use axum::response::Response;
 use serde::Serialize;
+use tokio::sync::Mutex;
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
 use utoipa::ToSchema;
 use utoipa::openapi::Object;
 use utoipa_axum::router::OpenApiRouter;
@@ -21,6 +28,9 @@ use crate::app::App;
 use crate::db::warn_of;
 use crate::error::Error;
 use crate::telemetry;
+
+/// How long a part may take to answer.
+const PATIENCE: Duration = Duration::from_secs(6);
 
 pub fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::default().routes(routes!(alive)).routes(routes!(ready)).routes(routes!(metrics))
@@ -71,6 +81,53 @@ fn part_or_none() -> Object {
     words(["ok", "unreachable", "not configured"])
 }
 
+/// What was found last. Anybody may ask, and as often as they like: one asks for all who wait meanwhile.
+#[derive(Clone, Default)]
+pub struct Looks {
+    last: Arc<Mutex<Option<(Instant, Found)>>>,
+}
+
+#[derive(Clone, Copy)]
+struct Found {
+    database: bool,
+    blobs: bool,
+}
+
+impl Looks {
+    async fn look(&self, app: &App) -> Found {
+        let asked_at = Instant::now();
+        let mut last = self.last.lock().await;
+        if let Some((found_at, found)) = *last
+            && found_at >= asked_at
+        {
+            return found;
+        }
+        let (database, blobs) =
+            tokio::join!(timeout(PATIENCE, app.db.ping()), timeout(PATIENCE, app.blobs.ping()));
+        let found = Found {
+            database: is_reached("the database", &database, warn_of),
+            blobs: is_reached("the blob store", &blobs, |error, what| {
+                tracing::warn!(error = %error, "{what}");
+            }),
+        };
+        *last = Some((Instant::now(), found));
+        found
+    }
+}
+
+fn is_reached<T, E>(
+    what: &str,
+    answer: &Result<Result<T, E>, Elapsed>,
+    warn: impl FnOnce(&E, &str),
+) -> bool {
+    match answer {
+        Ok(Ok(_)) => return true,
+        Ok(Err(error)) => warn(error, &format!("not ready: {what} cannot be reached")),
+        Err(_) => tracing::warn!("not ready: {what} does not answer"),
+    }
+    false
+}
+
 /// Whether it can do its work
 ///
 /// It needs no key. Without Redis it can, only slower: 200, with `degraded`. One that was told to stop cannot for long:
@@ -80,17 +137,12 @@ fn part_or_none() -> Object {
     (status = 503, description = "The database or the blob store cannot be reached, or it is about to end.", body = Readiness,
         headers(("retry-after" = u64, description = "In how many seconds to ask again."))),
 ))]
-async fn ready(State(app): State<App>) -> Response {
-    let (database, blobs) = tokio::join!(app.db.ping(), app.blobs.ping());
-    if let Err(error) = &database {
-        warn_of(error, "not ready: the database cannot be reached");
-    }
-    if let Err(error) = &blobs {
-        tracing::warn!(error = %error, "not ready: the blob store cannot be reached");
-    }
+async fn ready(State(api): State<Api>) -> Response {
+    let app = &api.app;
+    let Found { database, blobs } = api.looks.look(app).await;
     let word = |is_up: bool| if is_up { "ok" } else { "unreachable" };
     let is_ending = app.notices.is_closing();
-    let is_ready = database.is_ok() && blobs.is_ok() && !is_ending;
+    let is_ready = database && blobs && !is_ending;
     let is_degraded = app.notices.is_degraded();
     let body = Readiness {
         status: match (is_ready, is_degraded) {
@@ -99,8 +151,8 @@ async fn ready(State(app): State<App>) -> Response {
             (false, _) if is_ending => "draining",
             (false, _) => "unavailable",
         },
-        database: word(database.is_ok()),
-        blobs: word(blobs.is_ok()),
+        database: word(database),
+        blobs: word(blobs),
         redis: match (&app.config.redis.url, is_degraded) {
             (None, _) => "not configured",
             (Some(_), false) => "ok",

@@ -8,17 +8,28 @@ use axum::middleware::Next;
 use axum::response::IntoResponse as _;
 use axum::response::Response;
 
+use super::quota;
+use super::quota::Quota;
 use crate::error::Error;
 
 const MAX_HEADERS: usize = 100;
 const MAX_BYTES: usize = 32 * 1024;
 
-/// Refuses a head that is too large, and a body that is compressed.
-pub async fn check(request: Request, next: Next) -> Response {
-    match refusal(&request) {
-        Some(error) => error.into_response(),
-        None => next.run(request).await,
+/// Refuses a head that is too large, a body that is compressed, and what is more than its key may ask.
+pub async fn check(quota: &Quota, request: Request, next: Next) -> Response {
+    if let Some(error) = refusal(&request) {
+        return error.into_response();
     }
+    let Some(key) = quota.key(&request) else { return next.run(request).await };
+    let taken = Box::pin(quota.take(&key)).await;
+    drop(key);
+    let Some(taken) = taken else { return next.run(request).await };
+    let mut response = match quota::refusal(&taken) {
+        Some(refusal) => refusal,
+        None => next.run(request).await,
+    };
+    quota::announce(&taken, response.headers_mut());
+    response
 }
 
 fn refusal(request: &Request) -> Option<Error> {

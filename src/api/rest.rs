@@ -11,6 +11,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::body::BodyDataStream;
 use axum::extract::Request;
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::EXPECT;
 use axum::middleware::Next;
@@ -21,22 +22,23 @@ use futures_util::StreamExt as _;
 use http_body::Body as _;
 
 use super::limits;
+use super::quota::Quota;
 
 /// How much of the rest is read, and for how long, before the connection is closed on it.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 const MAX_TIME: Duration = Duration::from_secs(5);
 
 /// Answers, once what the handler left of the body was read and forgotten, within bounds.
-pub async fn read(request: Request, next: Next) -> Response {
+pub async fn read(State(quota): State<Quota>, request: Request, next: Next) -> Response {
     if request.body().is_end_stream() {
-        return limits::check(request, next).await;
+        return limits::check(&quota, request, next).await;
     }
     // Such a client sends nothing before it is asked to, and it is asked by reading.
     let waits_to_be_asked = request.headers().contains_key(EXPECT);
     let (parts, body) = request.into_parts();
     let rest = Rest { source: Arc::new(Mutex::new(Source::new(body))) };
     let handled = Request::from_parts(parts, Body::from_stream(rest.clone()));
-    let response = limits::check(handled, next).await;
+    let response = limits::check(&quota, handled, next).await;
     // Whoever was too slow for the handler is not waited for here either.
     let is_slow = response.status() == StatusCode::REQUEST_TIMEOUT;
     if !is_slow && (!waits_to_be_asked || rest.source().was_asked_for) {

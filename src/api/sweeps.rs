@@ -363,10 +363,15 @@ async fn create(
         request_id: Some(request_id.0),
     });
     let now = app.clock.now();
+    let full =
+        if asked.dry_run { None } else { app.backlogs.admit(&app.db, &new.owner, 1).await? };
     let response = creation
         .once(&api, move |tx| {
             let new = Arc::clone(&new);
             Box::pin(async move {
+                if let Some(full) = full {
+                    return Err(full.into());
+                }
                 let sweep = sweeps::create(tx, now, &new).await?;
                 serde_json::to_string(&SweepObject::new(&sweep)?)
                     .map_err(|error| Error::Internal(error.into()))

@@ -30,6 +30,9 @@ pub(super) fn check(config: &Config, tree: &Node, problems: &mut Vec<Problem>) {
     if sound(&["auth"]) {
         checks.auth();
     }
+    if sound(&["auth", "limits"]) {
+        checks.requests_per_minute();
+    }
     if sound(&["database", "redis"]) {
         checks.redis();
     }
@@ -136,6 +139,25 @@ impl Checks<'_> {
                     self.report(path, message);
                 }
             }
+        }
+    }
+
+    fn requests_per_minute(&mut self) {
+        const MOST: u64 = 1_000_000;
+
+        let (auth, limits) = (&self.config.auth, &self.config.limits);
+        let path = |section| KeyPath::section(section);
+        let own = auth.keys.iter().enumerate().filter_map(|(index, key)| {
+            let path = path("auth").key("keys").index(index).key("requests_per_minute");
+            Some((path, key.requests_per_minute?))
+        });
+        let all = (path("limits").key("requests_per_minute"), limits.requests_per_minute);
+        let too_many: Vec<_> = own.chain([all]).filter(|(_, limit)| *limit > MOST).collect();
+        for (path, limit) in too_many {
+            let message = format!(
+                "`{path}`: `{limit}` is more than a limit can be; write at most {MOST}, or 0 for none"
+            );
+            self.report(path, message);
         }
     }
 

@@ -152,7 +152,7 @@ impl<'de> Deserializer<'de> for &Node {
         }
     }
 
-    /// Every number among the settings is a count of at least one.
+    /// A count of at least one.
     fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match &self.content {
             Content::Integer(number) => match u32::try_from(*number) {
@@ -163,6 +163,19 @@ impl<'de> Deserializer<'de> for &Node {
                 ))),
             },
             _ => self.spelled("a whole number")?.deserialize_u32(visitor),
+        }
+    }
+
+    /// A limit: 0 is none.
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match &self.content {
+            Content::Integer(number) => match u64::try_from(*number) {
+                Ok(limit) => visitor.visit_u64(limit),
+                Err(_) => Err(de::Error::custom(format_args!(
+                    "must be a whole number, or 0 for none, not `{VALUE}`"
+                ))),
+            },
+            _ => self.spelled("a whole number")?.deserialize_u64(visitor),
         }
     }
 
@@ -213,7 +226,7 @@ impl<'de> Deserializer<'de> for &Node {
     }
 
     serde::forward_to_deserialize_any! {
-        i8 i16 i32 i64 i128 u8 u16 u64 u128 f32 f64 char bytes byte_buf unit unit_struct tuple
+        i8 i16 i32 i64 i128 u8 u16 u128 f32 f64 char bytes byte_buf unit unit_struct tuple
         tuple_struct enum identifier ignored_any
     }
 }

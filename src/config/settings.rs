@@ -79,6 +79,25 @@ pub struct ApiKey {
     pub key: SecretString,
     #[serde(deserialize_with = "name::plain")]
     pub owner: String,
+    /// In place of `limits.requests_per_minute`; 0 is no limit.
+    #[serde(default)]
+    pub requests_per_minute: Option<u64>,
+}
+
+/// `[limits]`: what one key or owner may ask for.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Of each key but admins' ones, over all intakes; 429 past it. 0 is no limit. At most a million.
+    pub requests_per_minute: u64,
+    /// Jobs of one owner that wait; what would queue more is 429. 0 is no limit.
+    pub max_pending_jobs_per_owner: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { requests_per_minute: 0, max_pending_jobs_per_owner: 1_000_000 }
+    }
 }
 
 /// `[database]`: where every fact is.

@@ -9,6 +9,7 @@ use sea_orm::Statement;
 
 use super::postgres::Pool;
 use super::postgres::Question;
+use super::shedding::Gate;
 use super::sqlite;
 
 /// What reads the database. Writing through it fails on SQLite.
@@ -16,12 +17,24 @@ use super::sqlite;
 pub enum Reader {
     Sqlite(sqlite::Pool),
     Postgres(Pool),
+    /// Another, of which only so many wait.
+    Bounded(Box<Reader>, Gate),
 }
 
 impl Reader {
+    /// The same, for what is never turned away.
+    pub(super) fn unbounded(&self) -> &Self {
+        match self {
+            Self::Bounded(reader, _) => reader,
+            reader => reader,
+        }
+    }
+
     /// Counts a statement: that waiters cost the database nothing each is seen by this.
     fn counted(&self) -> &Self {
-        metrics::counter!("longshore_db_reads_total").increment(1);
+        if !matches!(self, Self::Bounded(..)) {
+            metrics::counter!("longshore_db_reads_total").increment(1);
+        }
         self
     }
 }
@@ -32,6 +45,7 @@ impl ConnectionTrait for Reader {
         match self {
             Self::Sqlite(_) => DbBackend::Sqlite,
             Self::Postgres(_) => DbBackend::Postgres,
+            Self::Bounded(reader, _) => reader.get_database_backend(),
         }
     }
 
@@ -39,6 +53,10 @@ impl ConnectionTrait for Reader {
         match self.counted() {
             Self::Sqlite(pool) => pool.run(move |connection| connection.execute(&statement)).await,
             Self::Postgres(pool) => pool.ask(Question::Effect(&statement)).await?.effect(),
+            Self::Bounded(reader, gate) => {
+                let _place = gate.enter()?;
+                reader.execute_raw(statement).await
+            }
         }
     }
 
@@ -49,6 +67,10 @@ impl ConnectionTrait for Reader {
                 pool.run(move |connection| connection.execute_batch(&sql)).await
             }
             Self::Postgres(pool) => pool.ask(Question::Batch(sql)).await?.effect(),
+            Self::Bounded(reader, gate) => {
+                let _place = gate.enter()?;
+                reader.execute_unprepared(sql).await
+            }
         }
     }
 
@@ -58,6 +80,10 @@ impl ConnectionTrait for Reader {
                 pool.run(move |connection| Ok(connection.query(&statement, 1)?.pop())).await
             }
             Self::Postgres(pool) => Ok(pool.ask(Question::Row(&statement)).await?.rows().pop()),
+            Self::Bounded(reader, gate) => {
+                let _place = gate.enter()?;
+                reader.query_one_raw(statement).await
+            }
         }
     }
 
@@ -67,6 +93,10 @@ impl ConnectionTrait for Reader {
                 pool.run(move |connection| connection.query(&statement, usize::MAX)).await
             }
             Self::Postgres(pool) => Ok(pool.ask(Question::Rows(&statement)).await?.rows()),
+            Self::Bounded(reader, gate) => {
+                let _place = gate.enter()?;
+                reader.query_all_raw(statement).await
+            }
         }
     }
 }

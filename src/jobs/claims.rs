@@ -32,7 +32,7 @@ const MAX_OWNERS: usize = 32;
 /// the wrong index say the same by `lease_owner` and `finished_at`, as the CHECKs of the table allow:
 /// PostgreSQL takes an index of live rows for nearly empty while its statistics are older than the
 /// backlog, and would read all of it instead of one row.
-const READY: &str = "status IN ('queued', 'retrying')";
+pub(super) const READY: &str = "status IN ('queued', 'retrying')";
 
 /// A job that this worker holds a lease on.
 #[derive(Clone, Debug, FromQueryResult)]

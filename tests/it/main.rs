@@ -21,6 +21,7 @@ mod fleet;
 mod hints;
 mod ingestion;
 mod jobs;
+mod limits;
 mod lists;
 mod operations;
 mod outages;

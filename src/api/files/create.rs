@@ -105,6 +105,15 @@ pub async fn create(
     if let Some(Begun::Fresh(record)) = &begun {
         hold.record = Some(*record);
     }
+    // Before its bytes are taken; one that may be answered as before is looked at later.
+    let may_be_answered = matches!(begun, Some(Begun::Answered { .. }))
+        || repetition == (Repetition::Sdk { is_retry: true });
+    if !may_be_answered
+        && let Some(full) = api.app.backlogs.admit(&api.app.db, &caller.owner, 0).await?
+    {
+        hold.let_go().await;
+        return Err(full.into());
+    }
     let incoming = Incoming::new(body, limit, api.app.config.server.body_timeout);
     let request = Request {
         owner: caller.owner,
@@ -235,6 +244,14 @@ impl Commit {
         let repetition = request.repetition.clone();
         let holder: Arc<str> = requests.holder().into();
         let models = destinations.len();
+        let admitted = app.backlogs.admit(&app.db, &request.owner, models).await;
+        let full = match admitted {
+            Ok(full) => full,
+            Err(error) => {
+                hold.let_go().await;
+                return Err(error.into());
+            }
+        };
         // A worker may start before this returns: what it needs is there first.
         if let Some(scanned) = scanned {
             app.edits.put(id, scanned.edits);
@@ -252,6 +269,9 @@ impl Commit {
                         && let Some(text) = records::unanswered(tx, now, &of, &fingerprint).await?
                     {
                         return Ok((text, None, true));
+                    }
+                    if let Some(full) = full {
+                        return Err(full.into());
                     }
                     let view =
                         files::create::create(tx, now, &file, &destinations, &dispatch).await?;

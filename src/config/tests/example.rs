@@ -6,8 +6,8 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor, value::Error as Stop}
 
 use super::read;
 use crate::config::{
-    ApiKey, Auth, Batches, Blobs, Config, Database, Model, Provider, Redis, Retention, Retry,
-    Server, Sweeps, Telemetry, Webhooks, Workers, example,
+    ApiKey, Auth, Batches, Blobs, Config, Database, Limits, Model, Provider, Redis, Retention,
+    Retry, Server, Sweeps, Telemetry, Webhooks, Workers, example,
 };
 
 /// The example with the entry in it that is commented out.
@@ -16,7 +16,8 @@ fn uncommented() -> String {
         Some(code)
             if code.starts_with("[[auth")
                 || code.starts_with("key =")
-                || code.starts_with("owner =") =>
+                || code.starts_with("owner =")
+                || code.starts_with("requests_per_minute =") =>
         {
             code
         }
@@ -65,6 +66,7 @@ fn every_setting_is_in_the_example() {
     let sections = BTreeMap::from([
         ("server", settings::<Server>()),
         ("auth", settings::<Auth>()),
+        ("limits", settings::<Limits>()),
         ("database", settings::<Database>()),
         ("redis", settings::<Redis>()),
         ("blobs", settings::<Blobs>()),

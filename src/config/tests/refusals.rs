@@ -251,6 +251,26 @@ fn keys_are_not_empty_and_each_has_one_owner() {
 }
 
 #[test]
+fn a_limit_of_requests_is_none_or_one_that_can_be_kept() {
+    refuses(
+        "[limits]\nrequests_per_minute = 1000001",
+        "longshore.toml:2: `limits.requests_per_minute`: `1000001` is more than a limit can be; write at most 1000000, or 0 for none",
+    );
+    refuses(
+        "[[auth.keys]]\nkey = \"a\"\nowner = \"alice\"\nrequests_per_minute = 2000000",
+        "longshore.toml:4: `auth.keys[0].requests_per_minute`: `2000000` is more than a limit can be; write at most 1000000, or 0 for none",
+    );
+    refuses(
+        "[limits]\nrequests_per_minute = -1",
+        "longshore.toml:2: `limits.requests_per_minute`: must be a whole number, or 0 for none, not `-1`",
+    );
+    refuses(
+        "[limits]\nmax_pending_jobs_per_owner = \"many\"",
+        "longshore.toml:2: `limits.max_pending_jobs_per_owner`: must be a whole number, not a string",
+    );
+}
+
+#[test]
 fn addresses_of_database_redis_and_blobs_are_of_known_kinds() {
     refuses(
         "[database]\nurl = \"mysql://host/db\"",

@@ -12,6 +12,7 @@ use longshore::idempotency::RecordId;
 use longshore::jobs::Ending;
 use longshore::jobs::JobStatus;
 use longshore::jobs::WorkerId;
+use longshore::jobs::backlog;
 use longshore::jobs::claims;
 use longshore::jobs::leases;
 use longshore::jobs::leases::End;
@@ -181,6 +182,36 @@ async fn history_costs_what_runs_all_the_time_nothing(queue: Queue) {
     a_claim_reads_no_more_than_what_is_due(&queue).await;
     the_loops_read_what_is_live(&queue).await;
     pruning_reads_no_more_than_what_is_old(&queue).await;
+    a_backlog_is_counted_by_what_waits(&queue).await;
+}
+
+async fn a_backlog_is_counted_by_what_waits(queue: &Queue) {
+    queue.sql("UPDATE jobs SET status = 'queued' WHERE status = 'retrying'").await;
+    let (counts, plans) = queue
+        .write(|tx| {
+            Box::pin(async move {
+                let recorded = Recorded::new(tx);
+                let mut counts = Vec::new();
+                for (owner, most) in
+                    [("alice", 10_000), ("bob", 10_000), ("carol", 10), ("alice", 100)]
+                {
+                    counts.push(backlog::waiting(&recorded, owner, most).await?);
+                }
+                Ok((counts, recorded.plans().await?))
+            })
+        })
+        .await;
+    let bob =
+        queue.count("SELECT count(*) FROM jobs WHERE owner = 'bob' AND status = 'queued'").await;
+    let alice =
+        queue.count("SELECT count(*) FROM jobs WHERE owner = 'alice' AND status = 'queued'").await;
+    assert!(alice > 4_000, "{alice}");
+    assert_eq!(counts, [alice.unsigned_abs(), bob.unsigned_abs(), 0, 101]);
+    assert_frugal(&plans);
+    for plan in &plans {
+        let (_, plan) = plan.split_once('\n').unwrap();
+        assert!(plan.contains("jobs_ready") && !plan.contains("jobs_by_owner"), "{plan}");
+    }
 }
 
 async fn a_claim_reads_no_more_than_what_is_due(queue: &Queue) {
