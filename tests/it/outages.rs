@@ -1,5 +1,7 @@
 //! What speaks against a provider as a whole: its lane stands still, and its jobs wait at no cost.
 
+mod two_hours;
+
 use std::time::Duration;
 use std::time::UNIX_EPOCH;
 
