@@ -15,6 +15,7 @@ mod deletes;
 mod description;
 mod disks;
 mod doctor;
+mod fairness;
 mod faults;
 mod filenames;
 mod fleet;

@@ -1,16 +1,21 @@
 //! Whose job is next: owners take turns, and uploads go before looks.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use longshore::jobs::NewJob;
+use longshore::jobs::WorkerId;
 
 use super::on_both;
+use super::plans::Recorded;
 use crate::support::Database;
 use crate::support::Queue;
 use crate::support::queue::UNLIMITED;
+use crate::support::queue::claim;
 
 on_both!(
-    an_owner_with_ten_thousand_jobs_does_not_delay_another_with_ten,
+    an_owner_with_a_hundred_thousand_jobs_does_not_delay_another_with_ten,
+    a_thousand_owners_cost_a_claim_no_more_than_one_and_all_have_their_turn,
     owners_take_turns,
     a_claim_of_several_jobs_goes_on_where_the_last_one_ended,
     an_odd_slot_goes_round_too,
@@ -40,14 +45,14 @@ async fn enqueue(queue: &Queue, owners: &[&str], each: usize) {
     queue.enqueue(jobs).await;
 }
 
-async fn an_owner_with_ten_thousand_jobs_does_not_delay_another_with_ten(queue: Queue) {
+async fn an_owner_with_a_hundred_thousand_jobs_does_not_delay_another_with_ten(queue: Queue) {
     enqueue(&queue, &["many"], 1).await;
     let (id, series) = if queue.db.is_postgres() {
-        ("gen_random_uuid()", "generate_series(2, 10000)")
+        ("gen_random_uuid()", "generate_series(2, 100000)")
     } else {
         (
             "randomblob(16)",
-            "(WITH RECURSIVE s(n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM s WHERE n < 10000) \
+            "(WITH RECURSIVE s(n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM s WHERE n < 100000) \
           SELECT n FROM s)",
         )
     };
@@ -56,7 +61,7 @@ async fn an_owner_with_ten_thousand_jobs_does_not_delay_another_with_ten(queue: 
          SELECT {id}, kind, lane, rank, owner, status, payload, 30, run_at, 1 FROM jobs, {series} AS series"
     );
     queue.sql(&more).await;
-    assert_eq!(queue.count("SELECT count(*) FROM jobs").await, 10_000);
+    assert_eq!(queue.count("SELECT count(*) FROM jobs").await, 100_000);
     enqueue(&queue, &["few"], 10).await;
     let mut few = 0;
     for _ in 0..5 {
@@ -64,6 +69,38 @@ async fn an_owner_with_ten_thousand_jobs_does_not_delay_another_with_ten(queue: 
         few += claims.iter().filter(|claim| claim.owner == "few").count();
     }
     assert_eq!(few, 10);
+}
+
+async fn a_thousand_owners_cost_a_claim_no_more_than_one_and_all_have_their_turn(queue: Queue) {
+    const SLOTS: usize = 8;
+    const ROUNDS: usize = 20;
+    let claim = async |queue: &Queue| {
+        let (lane, worker) = (queue.lane.clone(), WorkerId::new());
+        queue
+            .write(move |tx| {
+                let (lane, worker) = (lane.clone(), worker.clone());
+                Box::pin(async move {
+                    let recorded = Recorded::new(tx);
+                    let claims = claim(&recorded, &worker, &lane, &UNLIMITED, SLOTS).await?;
+                    Ok((claims, recorded.count()))
+                })
+            })
+            .await
+    };
+    let owners: Vec<_> = (0..1000).map(|number| format!("owner-{number:04}")).collect();
+    let names: Vec<_> = owners.iter().map(String::as_str).collect();
+    enqueue(&queue, &names, 3).await;
+    let mut served = BTreeMap::<String, usize>::new();
+    for round in 0..ROUNDS {
+        let (claims, statements) = claim(&queue).await;
+        assert_eq!(claims.len(), SLOTS, "round {round}");
+        // The lane, the owners, of each its next job, and what is taken.
+        assert!(statements <= SLOTS + 12, "{statements} statements in round {round}");
+        for claim in claims {
+            *served.entry(claim.owner).or_default() += 1;
+        }
+    }
+    assert_eq!(served.len(), ROUNDS * SLOTS, "somebody had a second turn before others had one");
 }
 
 async fn owners_take_turns(queue: Queue) {
