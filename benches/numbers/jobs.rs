@@ -5,6 +5,8 @@
 //! through the lane with its limits, leased, read, run by apalis, ended in a fenced transaction with a row for the
 //! attempt; only the provider is left out. They are written into the database before the worker is started.
 
+use std::ops::Range;
+use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 use std::time::Instant;
@@ -32,37 +34,38 @@ const OWNERS: usize = 4;
 /// Rows that one statement writes.
 const AT_ONCE: usize = 50_000;
 const HOUR: i64 = 3_600_000;
+const QUEUED: &str = "'queued', 0, 0";
 const SQLITE: &str = "sqlite://longshore.db";
 
 pub async fn sqlite(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let rate = Queue::sqlite(bench, "jobs-sqlite").await?.drain().await?;
+    let rate = Queue::sqlite(bench, "jobs-sqlite").await?.drain(0).await?;
     Ok(vec![line(bench, "SQLite").at_least("", rate, Unit::PerSecond, 5000.0)])
 }
 
 pub async fn postgres(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let database = Database::create(bench).await?;
-    let rate = Queue::postgres(bench, "jobs-postgres", &database).await?.drain().await;
+    let rate = Queue::postgres(bench, "jobs-postgres", &database).await?.drain(0).await;
     database.remove().await?;
     Ok(vec![line(bench, "PostgreSQL").at_least("", rate?, Unit::PerSecond, 3000.0)])
 }
 
 pub async fn sqlite_history(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let alone = Queue::sqlite(bench, "history-sqlite/alone").await?.drain().await?;
+    let alone = Queue::sqlite(bench, "history-sqlite/alone").await?.drain(0).await?;
     let queue = Queue::sqlite(bench, "history-sqlite/beside").await?;
-    queue.add_history().await?;
-    let beside = queue.drain().await?;
+    queue.add_history(bench.options.finished).await?;
+    let beside = queue.drain(0).await?;
     Ok(vec![compared(bench, "SQLite", alone, beside)])
 }
 
 pub async fn postgres_history(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let database = Database::create(bench).await?;
-    let alone = Queue::postgres(bench, "history-postgres/alone", &database).await?.drain().await;
+    let alone = Queue::postgres(bench, "history-postgres/alone", &database).await?.drain(0).await;
     database.remove().await?;
     let database = Database::create(bench).await?;
     let beside = async {
         let queue = Queue::postgres(bench, "history-postgres/beside", &database).await?;
-        queue.add_history().await?;
-        queue.drain().await
+        queue.add_history(bench.options.finished).await?;
+        queue.drain(0).await
     };
     let beside = beside.await;
     database.remove().await?;
@@ -86,7 +89,7 @@ fn compared(bench: &Bench, database: &str, alone: f64, beside: f64) -> Line {
 }
 
 /// A database with jobs in it, and a folder in which a worker can be started.
-struct Queue<'b> {
+pub struct Queue<'b> {
     bench: &'b Bench,
     folder: PathBuf,
     /// As the driver has it, from anywhere.
@@ -104,16 +107,21 @@ enum Tag {
     Finished,
     Waiting,
     Due,
+    Others,
 }
 
 impl<'b> Queue<'b> {
-    async fn sqlite(bench: &'b Bench, row: &str) -> anyhow::Result<Self> {
+    pub async fn sqlite(bench: &'b Bench, row: &str) -> anyhow::Result<Self> {
         let folder = bench.folder(row)?;
         let url = format!("sqlite://{}/longshore.db", folder.display());
         Self::prepare(bench, folder, url, SQLITE).await
     }
 
-    async fn postgres(bench: &'b Bench, row: &str, database: &Database) -> anyhow::Result<Self> {
+    pub async fn postgres(
+        bench: &'b Bench,
+        row: &str,
+        database: &Database,
+    ) -> anyhow::Result<Self> {
         let folder = bench.folder(row)?;
         Self::prepare(bench, folder, database.url.clone(), &database.url).await
     }
@@ -139,10 +147,15 @@ impl<'b> Queue<'b> {
         Ok(queue)
     }
 
-    /// Adds the jobs, starts a worker, and answers how many jobs a second it ends.
-    async fn drain(&self) -> anyhow::Result<f64> {
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Adds the jobs, starts a worker, and answers how many jobs a second it ends. `round` counts from 0.
+    pub async fn drain(&self, round: usize) -> anyhow::Result<f64> {
         let jobs = self.bench.options.jobs;
-        self.add_due(jobs).await?;
+        let numbers = round * jobs..(round + 1) * jobs;
+        self.add_due(numbers.clone()).await?;
         self.settle().await?;
         let mut worker = Process::start(&self.folder, "work")?;
         worker.logged("workers started").await?;
@@ -165,8 +178,8 @@ impl<'b> Queue<'b> {
         let sql = format!(
             "SELECT count(*) AS n, min(started_at) AS first, max(finished_at) AS last FROM jobs WHERE id >= {} AND id <= {} \
              AND status = 'succeeded' AND attempt = 1",
-            self.id(Tag::Due, "0"),
-            self.id(Tag::Due, &jobs.to_string()),
+            self.id(Tag::Due, &numbers.start.to_string()),
+            self.id(Tag::Due, &(numbers.end - 1).to_string()),
         );
         let row = one(&connection, &sql).await?;
         let (succeeded, first, last): (i64, i64, i64) =
@@ -193,7 +206,7 @@ impl<'b> Queue<'b> {
             "files (id, managed_id, managed_id_hash, owner, filename, content_type, purpose, bytes, sha256, \
              metadata, status, created_at)",
             &files,
-            MAPPINGS,
+            0..MAPPINGS,
         )
         .await?;
         let mappings = format!(
@@ -206,22 +219,65 @@ impl<'b> Queue<'b> {
             "mappings (id, file_id, position, deployment_id, model, provider, provider_model, marker, status, \
              provider_file_id, attempts, job_id, ready_at, created_at)",
             &mappings,
-            MAPPINGS,
+            0..MAPPINGS,
         )
         .await
     }
 
     /// Jobs that are due now.
-    async fn add_due(&self, count: usize) -> anyhow::Result<()> {
-        self.add_jobs(Tag::Due, count, "'queued', 0, 0", self.now, "NULL, NULL").await
+    async fn add_due(&self, numbers: Range<usize>) -> anyhow::Result<()> {
+        self.add_jobs(Tag::Due, numbers, &owner(), QUEUED, self.now, "NULL, NULL").await
+    }
+
+    /// Jobs of one owner that are due now.
+    pub async fn add_backlog(&self, count: usize) -> anyhow::Result<()> {
+        self.add_jobs(Tag::Due, 0..count, "'many'", QUEUED, self.now, "NULL, NULL").await
+    }
+
+    /// Jobs of another owner, due at a time.
+    pub async fn add_others(&self, numbers: Range<usize>, run_at: i64) -> anyhow::Result<()> {
+        self.add_jobs(Tag::Others, numbers, "'few'", QUEUED, run_at, "NULL, NULL").await
+    }
+
+    /// When the last of these has started; it waits for that.
+    pub async fn others_started(&self, numbers: Range<usize>) -> anyhow::Result<i64> {
+        let connection = self.connect().await?;
+        let sql = format!(
+            "SELECT count(*) AS n, CAST(max(started_at) AS BIGINT) AS last FROM jobs WHERE id >= {} AND id <= {} \
+             AND started_at IS NOT NULL",
+            self.id(Tag::Others, &numbers.start.to_string()),
+            self.id(Tag::Others, &(numbers.end - 1).to_string()),
+        );
+        let begun = Instant::now();
+        loop {
+            let row = one(&connection, &sql).await?;
+            if row.try_get::<i64>("", "n")? == numbers.len() as i64 {
+                connection.close().await?;
+                return Ok(row.try_get("", "last")?);
+            }
+            anyhow::ensure!(begun.elapsed() < Duration::from_secs(60), "not started after 60 s");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Whether anything of the backlog waits.
+    pub async fn left_of_backlog(&self) -> anyhow::Result<bool> {
+        let connection = self.connect().await?;
+        let sql = "SELECT count(*) AS n FROM (SELECT 1 FROM jobs WHERE lease_owner IS NULL AND finished_at IS NULL \
+                   LIMIT 1) AS w";
+        let left = one(&connection, sql).await?.try_get::<i64>("", "n")?;
+        connection.close().await?;
+        Ok(left > 0)
     }
 
     /// Jobs that ended in the last day, their attempts with them, and jobs that are due tomorrow.
-    async fn add_history(&self) -> anyhow::Result<()> {
-        let (finished, waiting) = (self.bench.options.finished, self.bench.options.waiting);
+    pub async fn add_history(&self, finished: usize) -> anyhow::Result<()> {
+        let waiting = self.bench.options.waiting;
         let (started, ended) = (self.now - 12 * HOUR, self.now - 12 * HOUR + 100);
         let times = format!("{started} + i, {ended} + i");
-        self.add_jobs(Tag::Finished, finished, "'succeeded', 1, 1", started, &times).await?;
+        let all = 0..finished;
+        self.add_jobs(Tag::Finished, all.clone(), &owner(), "'succeeded', 1, 1", started, &times)
+            .await?;
         let attempts = format!(
             "SELECT {}, 1, 1, 'worker', 'succeeded', {times} FROM n",
             self.id(Tag::Finished, "i")
@@ -229,17 +285,18 @@ impl<'b> Queue<'b> {
         self.insert(
             "job_attempts (job_id, epoch, attempt, worker, outcome, started_at, finished_at)",
             &attempts,
-            finished,
+            all,
         )
         .await?;
         let tomorrow = self.now + 24 * HOUR;
-        self.add_jobs(Tag::Waiting, waiting, "'queued', 0, 0", tomorrow, "NULL, NULL").await
+        self.add_jobs(Tag::Waiting, 0..waiting, &owner(), QUEUED, tomorrow, "NULL, NULL").await
     }
 
     async fn add_jobs(
         &self,
         tag: Tag,
-        count: usize,
+        numbers: Range<usize>,
+        owner: &str,
         state: &str,
         run_at: i64,
         times: &str,
@@ -249,27 +306,31 @@ impl<'b> Queue<'b> {
             "SELECT {}, 'upload_file', 'provider:{PROVIDER}', 0, {}, '{{\"mapping_id\":\"map_' || {mapping} || '\"}}', \
              '{PROVIDER}', 30, {}, {state}, {run_at}, {run_at}, {times} FROM n",
             self.id(tag, "i"),
-            owner(),
+            owner,
             self.id(Tag::File, &format!("i % {MAPPINGS}")),
         );
         self.insert(
             "jobs (id, kind, lane, rank, owner, payload, model, max_attempts, file_id, status, epoch, attempt, \
              run_at, created_at, started_at, finished_at)",
             &rows,
-            count,
+            numbers,
         )
         .await
     }
 
-    /// Inserts `rows`, a query over `n(i)`, for the numbers below `count`.
-    async fn insert(&self, table: &str, rows: &str, count: usize) -> anyhow::Result<()> {
+    /// Inserts `rows`, a query over `n(i)`, for these numbers.
+    async fn insert(&self, table: &str, rows: &str, numbers: Range<usize>) -> anyhow::Result<()> {
         let connection = self.connect().await?;
-        for first in (0..count).step_by(AT_ONCE) {
-            let last = count.min(first + AT_ONCE) - 1;
-            let sql = format!(
-                "INSERT INTO {table} WITH RECURSIVE n(i) AS (SELECT CAST({first} AS BIGINT) UNION ALL \
-                 SELECT i + 1 FROM n WHERE i < {last}) {rows}"
-            );
+        for first in numbers.clone().step_by(AT_ONCE) {
+            let last = numbers.end.min(first + AT_ONCE) - 1;
+            let numbers = if self.is_postgres {
+                format!("n(i) AS (SELECT generate_series({first}::bigint, {last}))")
+            } else {
+                format!(
+                    "RECURSIVE n(i) AS (SELECT CAST({first} AS BIGINT) UNION ALL SELECT i + 1 FROM n WHERE i < {last})"
+                )
+            };
+            let sql = format!("INSERT INTO {table} WITH {numbers} {rows}");
             connection.execute_unprepared(&sql).await.context(table.to_owned())?;
         }
         Ok(connection.close().await?)
@@ -280,7 +341,7 @@ impl<'b> Queue<'b> {
     }
 
     /// What the database does by itself in time, and would otherwise do in the middle of the run.
-    async fn settle(&self) -> anyhow::Result<()> {
+    pub async fn settle(&self) -> anyhow::Result<()> {
         let connection = self.connect().await?;
         let statements: &[&str] = if self.is_postgres {
             &["VACUUM ANALYZE", "CHECKPOINT"]
@@ -304,7 +365,7 @@ impl<'b> Queue<'b> {
         let since = match tag {
             Tag::File | Tag::Mapping => self.now - 24 * HOUR,
             Tag::Finished | Tag::Waiting => self.now - 12 * HOUR,
-            Tag::Due => self.now,
+            Tag::Due | Tag::Others => self.now,
         };
         let tag = tag as u8;
         if self.is_postgres {

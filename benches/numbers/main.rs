@@ -5,6 +5,7 @@
 //! operator has it: everything synced to disk, its log (`info`) written to a file. What follows `--` narrows the run:
 //! `cargo bench --bench numbers -- uploads reads`; `-- --help` shows the sizes.
 
+mod backlog;
 mod batches;
 mod deletes;
 mod fleet;
@@ -40,6 +41,8 @@ use report::Report;
 
 /// No row takes longer; one that does has failed.
 const LONGEST: Duration = Duration::from_secs(900);
+/// Of those that are only measured when they are named.
+const LONGEST_NAMED: Duration = Duration::from_secs(3600);
 
 /// What is measured, and how much of it.
 #[derive(Clone, Debug, Parser)]
@@ -98,6 +101,12 @@ pub struct Options {
     /// Jobs that wait and are not due, likewise
     #[arg(long, env = "LONGSHORE_BENCH_WAITING", default_value_t = 100_000)]
     waiting: usize,
+    /// Finished jobs of the row `history-long`
+    #[arg(long, env = "LONGSHORE_BENCH_HISTORY", default_value_t = 10_000_000)]
+    history: usize,
+    /// Jobs of the owner that is not to delay another
+    #[arg(long, env = "LONGSHORE_BENCH_BACKLOG", default_value_t = 1_000_000)]
+    backlog: usize,
     /// Files of the one sweep
     #[arg(long, env = "LONGSHORE_BENCH_SWEPT", default_value_t = 1_000_000)]
     swept: usize,
@@ -138,6 +147,8 @@ impl Options {
             &mut self.jobs,
             &mut self.finished,
             &mut self.waiting,
+            &mut self.history,
+            &mut self.backlog,
             &mut self.swept,
             &mut self.reconciled,
             &mut self.open_batches,
@@ -148,8 +159,11 @@ impl Options {
         self
     }
 
-    fn wants(&self, row: &str) -> bool {
-        self.filter.is_empty() || self.filter.iter().any(|part| row.contains(part.as_str()))
+    fn wants(&self, row: &Row) -> bool {
+        if row.takes_long {
+            return self.filter.iter().any(|name| name == row.name);
+        }
+        self.filter.is_empty() || self.filter.iter().any(|part| row.name.contains(part.as_str()))
     }
 }
 
@@ -177,23 +191,29 @@ struct Row {
     needs_postgres: bool,
     /// It leaves few files, but large ones.
     is_large: bool,
+    /// It is left out unless its whole name is given.
+    takes_long: bool,
     run: fn(&Bench) -> Running<'_>,
 }
 
 const fn row(name: &'static str, run: fn(&Bench) -> Running<'_>) -> Row {
-    Row { name, needs_postgres: false, is_large: false, run }
+    Row { name, needs_postgres: false, is_large: false, takes_long: false, run }
 }
 
 const fn on_postgres(name: &'static str, run: fn(&Bench) -> Running<'_>) -> Row {
-    Row { name, needs_postgres: true, is_large: false, run }
+    Row { name, needs_postgres: true, is_large: false, takes_long: false, run }
 }
 
 const fn large(name: &'static str, run: fn(&Bench) -> Running<'_>) -> Row {
-    Row { name, needs_postgres: false, is_large: true, run }
+    Row { name, needs_postgres: false, is_large: true, takes_long: false, run }
+}
+
+const fn long_on_postgres(name: &'static str, run: fn(&Bench) -> Running<'_>) -> Row {
+    Row { takes_long: true, ..on_postgres(name, run) }
 }
 
 /// In the order of the table. The raw limits come first, and whatever is chosen comes beside them.
-const ROWS: [Row; 30] = [
+const ROWS: [Row; 33] = [
     row("raw-files", |bench| Box::pin(raw::files(bench))),
     row("raw-loopback", |bench| Box::pin(raw::loopback(bench))),
     row("raw-sqlite", |bench| Box::pin(raw::sqlite(bench))),
@@ -222,6 +242,9 @@ const ROWS: [Row; 30] = [
     on_postgres("jobs-postgres", |bench| Box::pin(jobs::postgres(bench))),
     large("history-sqlite", |bench| Box::pin(jobs::sqlite_history(bench))),
     on_postgres("history-postgres", |bench| Box::pin(jobs::postgres_history(bench))),
+    long_on_postgres("history-long", |bench| Box::pin(backlog::long_history(bench))),
+    large("fairness-sqlite", |bench| Box::pin(backlog::fairness_sqlite(bench))),
+    on_postgres("fairness-postgres", |bench| Box::pin(backlog::fairness_postgres(bench))),
     row("idle-sqlite", |bench| Box::pin(idle::sqlite(bench))),
     on_postgres("idle-postgres", |bench| Box::pin(idle::postgres(bench))),
 ];
@@ -275,7 +298,7 @@ async fn stopped() -> anyhow::Result<()> {
 async fn run(bench: &Bench) -> anyhow::Result<Report> {
     let mut report = Report::default();
     for row in &ROWS {
-        if !row.name.starts_with("raw-") && !bench.options.wants(row.name) {
+        if !row.name.starts_with("raw-") && !bench.options.wants(row) {
             continue;
         }
         if row.needs_postgres && bench.options.postgres.is_none() {
@@ -283,7 +306,8 @@ async fn run(bench: &Bench) -> anyhow::Result<Report> {
             continue;
         }
         let begun = Instant::now();
-        let measured = tokio::time::timeout(LONGEST, (row.run)(bench)).await;
+        let longest = if row.takes_long { LONGEST_NAMED } else { LONGEST };
+        let measured = tokio::time::timeout(longest, (row.run)(bench)).await;
         match measured.map_err(anyhow::Error::from).and_then(|measured| measured) {
             Ok(lines) => {
                 for line in &lines {

@@ -24,6 +24,20 @@ impl Database {
         Ok(Self { url: format!("{base}/{name}"), server, name })
     }
 
+    /// Runs a statement, however long it takes.
+    pub async fn execute(&self, sql: &str) -> anyhow::Result<()> {
+        run(&self.url, sql.to_owned()).await
+    }
+
+    /// The texts that a query answers.
+    pub async fn texts(&self, sql: &str) -> anyhow::Result<Vec<String>> {
+        let mut connection = sqlx::PgConnection::connect(&self.url).await?;
+        let texts = sqlx::query_scalar(AssertSqlSafe(sql.to_owned()));
+        let texts = texts.fetch_all(&mut connection).await?;
+        connection.close().await?;
+        Ok(texts)
+    }
+
     pub async fn remove(self) -> anyhow::Result<()> {
         run(&self.server, format!("DROP DATABASE {} WITH (FORCE)", self.name)).await
     }
