@@ -26,7 +26,7 @@ use crate::support::mapping;
 
 const CLIENTS: usize = 4;
 const DELAY: Duration = Duration::from_secs(1);
-const DRAIN: Duration = Duration::from_secs(1);
+const DRAIN: Duration = Duration::from_secs(3);
 /// Of which 2 s are promised; the rest is what the debug build and everybody else on two cores cost.
 const END_MARGIN: Duration = Duration::from_secs(8);
 
@@ -131,7 +131,7 @@ async fn each_process_is_restarted_in_turn_and_no_request_fails_and_no_attempt_i
         command: "serve",
         // No lease ends because the machine is busy.
         lease: "20s",
-        drain: "1s",
+        drain: "3s",
         server: format!("drain_delay = \"{}s\"\n", DELAY.as_secs()),
         extra: format!("[redis]\nurl = \"{}\"\n", redis.url()),
         ..Options::on(Kind::Postgres)
