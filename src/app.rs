@@ -11,7 +11,6 @@ use sha2::Sha256;
 use crate::blobs::Blobs;
 use crate::clock::Clock;
 use crate::config;
-use crate::config::BlobsUrl;
 use crate::config::Config;
 use crate::db::Db;
 use crate::error::Error;
@@ -65,8 +64,7 @@ impl App {
     pub async fn open(config: Arc<Config>, db: Db) -> anyhow::Result<Self> {
         let clock = Clock::default();
         clock.set_by(&db).await?;
-        let BlobsUrl::Folder(folder) = &config.blobs.url;
-        let blobs = Blobs::open(folder)?;
+        let blobs = Blobs::open(&config.blobs)?;
         let installation = installation::ensure(&db, &blobs, clock.now()).await?;
         let relay = notices::redis::client(&config.redis)?.map(Relay::new);
         Ok(Self {

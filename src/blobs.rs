@@ -1,9 +1,13 @@
 //! The blob store: the bytes of files, in a folder or an object store. It holds no fact that the
 //! database lacks.
 
+mod bucket;
+mod error;
 mod folder;
+mod key;
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
@@ -17,117 +21,58 @@ use object_store::ObjectStoreExt as _;
 use object_store::PutMode;
 use object_store::PutPayload;
 use object_store::local::LocalFileSystem;
-use object_store::path::Path;
-use uuid::Uuid;
 
+use self::bucket::Bucket;
+pub use self::error::BlobError;
+pub use self::key::BlobKey;
 use crate::clock::Timestamp;
+use crate::config;
+use crate::config::BlobsUrl;
 use crate::traces::Description;
 use crate::traces::Span;
 
 /// Bytes on their way: from the store, or from a socket.
 pub type ByteStream = BoxStream<'static, std::io::Result<Bytes>>;
 
-/// What is written to the store at once. Files up to this size go in one piece.
-const PART: usize = 1024 * 1024;
+/// What an object is cut into on its way to an object store, in bytes: the least that S3 takes. Smaller objects go in one
+/// piece.
+pub const PART: u64 = 5 * 1024 * 1024;
+/// What is written to a file at once.
+const PIECE: usize = 1024 * 1024;
 /// How long less than that waits to be written, at the next bytes.
 const LONGEST_PENDING: Duration = Duration::from_secs(60);
-
-/// The name of an object in the store. Nobody else builds one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BlobKey {
-    /// What a client uploaded: a folder for each hour, so that none grows without bound.
-    Upload { at: Timestamp, id: Uuid },
-    /// What a batch produced, likewise.
-    Output { at: Timestamp, id: Uuid },
-    /// The installation's id, so that a store is recognised beside a database that is not its own.
-    Installation,
-    /// Written now and then, to read the store's clock.
-    Clock,
-    /// Written, read and deleted to see that the store works.
-    Probe(Uuid),
-    /// A key as it was stored with the file.
-    Stored(String),
-}
-
-impl BlobKey {
-    /// How the keys of uploads begin.
-    pub const UPLOADS: &'static str = "uploads/";
-
-    pub fn path(&self) -> String {
-        match self {
-            Self::Upload { at, id } => in_folder_of_hour("uploads", *at, *id),
-            Self::Output { at, id } => in_folder_of_hour("outputs", *at, *id),
-            Self::Installation => "installation".to_owned(),
-            Self::Clock => "clock".to_owned(),
-            Self::Probe(id) => format!("probe-{}", id.simple()),
-            Self::Stored(path) => path.clone(),
-        }
-    }
-
-    /// Where the keys of uploads that were made at `at` or later begin, in the order of their texts.
-    pub fn first_of(at: Timestamp) -> String {
-        Self::Upload { at, id: Uuid::nil() }.path()
-    }
-
-    fn object(&self) -> Path {
-        Path::from(self.path())
-    }
-}
-
-fn in_folder_of_hour(folder: &str, at: Timestamp, id: Uuid) -> String {
-    let hour = jiff::Timestamp::from_millisecond(at.0).unwrap_or_default();
-    format!("{folder}/{}/{}", hour.strftime("%Y-%m-%d/%H"), id.simple())
-}
-
-/// Why the store failed.
-#[derive(Debug, thiserror::Error)]
-pub enum BlobError {
-    #[error("the blob store is full")]
-    Full(#[source] anyhow::Error),
-    #[error("the blob store has no object `{0}`")]
-    Missing(String),
-    #[error("the blob store failed")]
-    Store(#[source] anyhow::Error),
-}
-
-impl From<object_store::Error> for BlobError {
-    fn from(error: object_store::Error) -> Self {
-        if let object_store::Error::NotFound { path, .. } = &error {
-            return Self::Missing(path.clone());
-        }
-        if is_full(&error) { Self::Full(error.into()) } else { Self::Store(error.into()) }
-    }
-}
-
-impl From<std::io::Error> for BlobError {
-    fn from(error: std::io::Error) -> Self {
-        if is_full(&error) { Self::Full(error.into()) } else { Self::Store(error.into()) }
-    }
-}
-
-/// Whether an I/O error somewhere below says that no room is left.
-fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.filter_map(|error| error.downcast_ref::<std::io::Error>()).any(|error| {
-        matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
-    })
-}
 
 /// The store.
 #[derive(Clone, Debug)]
 pub struct Blobs {
     store: Arc<dyn ObjectStore>,
-    folder: Arc<std::path::Path>,
-    folders: folder::Folders,
+    place: Place,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Folder { folder: Arc<Path>, folders: folder::Folders },
+    Bucket(Bucket),
 }
 
 impl Blobs {
-    /// Opens a folder as a store, creating it. What is written is synced to disk.
+    /// Opens the store that the configuration names. A folder is made; an object store is not called yet.
     ///
     /// # Errors
     ///
-    /// When the folder cannot be made.
-    pub fn open(folder: &std::path::Path) -> Result<Self, BlobError> {
+    /// When the folder cannot be made, or nothing could come of the settings.
+    pub fn open(settings: &config::Blobs) -> Result<Self, BlobError> {
+        match &settings.url {
+            BlobsUrl::Folder(folder) => Self::in_folder(folder),
+            BlobsUrl::Bucket(bucket) => {
+                let bucket = Bucket::open(settings, bucket)?;
+                Ok(Self { store: bucket.store(), place: Place::Bucket(bucket) })
+            }
+        }
+    }
+
+    /// What is written to a folder is synced to disk.
+    fn in_folder(folder: &Path) -> Result<Self, BlobError> {
         std::fs::create_dir_all(folder).map_err(|error| {
             BlobError::Store(anyhow::anyhow!(
                 "cannot create the folder `{}`: {error}",
@@ -135,14 +80,22 @@ impl Blobs {
             ))
         })?;
         let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
-        let folders = folder::Folders::default();
-        Ok(Self { store: Arc::new(store), folder: folder.into(), folders })
+        let (folder, folders) = (folder.into(), folder::Folders::default());
+        Ok(Self { store: Arc::new(store), place: Place::Folder { folder, folders } })
     }
 
     /// Begins to write an object under a key that is new. Dropped before [`BlobWriter::finish`], it leaves nothing.
     pub fn writer(&self, key: &BlobKey) -> BlobWriter {
-        let writer = folder::Writer::new(self.folder.join(key.path()), self.folders.clone());
-        BlobWriter { writer, pending: Vec::new(), pending_bytes: 0, written_at: Instant::now() }
+        let writing = match &self.place {
+            Place::Folder { folder, folders } => Writing::Folder {
+                writer: folder::Writer::new(folder.join(key.path()), folders.clone()),
+                pending: Vec::new(),
+                pending_bytes: 0,
+                written_at: Instant::now(),
+            },
+            Place::Bucket(bucket) => Writing::Bucket(bucket.writer(key)),
+        };
+        BlobWriter { writing }
     }
 
     /// Reads `range` of an object.
@@ -151,7 +104,23 @@ impl Blobs {
     ///
     /// [`BlobError::Missing`] when there is no such object.
     pub async fn read(&self, key: &BlobKey, range: Range<u64>) -> Result<ByteStream, BlobError> {
-        folder::read(self.folder.join(key.path()), range).await
+        match &self.place {
+            Place::Folder { folder, .. } => folder::read(folder.join(key.path()), range).await,
+            Place::Bucket(bucket) => bucket.read(key, range).await,
+        }
+    }
+
+    /// Calls off writes that whoever began them will not end: to which nothing was added since `before`, by the store's
+    /// clock. Answers how many. In a folder they are objects like any other.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub async fn abort_abandoned(&self, before: Timestamp) -> Result<u64, BlobError> {
+        match &self.place {
+            Place::Folder { .. } => Ok(0),
+            Place::Bucket(bucket) => bucket.abort_abandoned(before).await,
+        }
     }
 
     /// Reads a small object whole. `None` when there is none.
@@ -160,10 +129,10 @@ impl Blobs {
     ///
     /// When the store fails.
     pub async fn read_small(&self, key: &BlobKey) -> Result<Option<Bytes>, BlobError> {
-        match self.store.get(&key.object()).await {
+        match self.store.get(&key.object()).await.map_err(BlobError::from) {
             Ok(result) => Ok(Some(result.bytes().await?)),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
+            Err(BlobError::Missing(_)) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -196,22 +165,23 @@ impl Blobs {
     ///
     /// When the store fails.
     pub async fn delete(&self, key: &BlobKey) -> Result<(), BlobError> {
-        match self.store.delete(&key.object()).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
+        match self.store.delete(&key.object()).await.map_err(BlobError::from) {
+            Ok(()) | Err(BlobError::Missing(_)) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
     /// Uploads and outputs that were last written before `before`, a few at a time: what no row names is an orphan.
     pub fn contents_before(&self, before: Timestamp) -> BoxStream<'_, Result<String, BlobError>> {
         let [uploads, outputs] =
-            ["uploads", "outputs"].map(|folder| self.store.list(Some(&Path::from(folder))));
+            BlobKey::FOLDERS.map(|folder| self.store.list(Some(&folder.into())));
         uploads
             .chain(outputs)
             .map_err(BlobError::from)
             .try_filter_map(move |meta| async move {
                 let old = meta.last_modified.timestamp_millis() < before.0;
-                Ok(old.then(|| meta.location.to_string()))
+                let path = meta.location.to_string();
+                Ok((old && BlobKey::is_of_file(&path)).then_some(path))
             })
             .boxed()
     }
@@ -234,20 +204,26 @@ impl Blobs {
     ///
     /// When it does not.
     pub async fn ping(&self) -> Result<(), BlobError> {
-        match self.store.head(&BlobKey::Installation.object()).await {
-            Ok(_) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        // Not by a `HEAD`, whose answer does not tell a missing bucket from a missing object.
+        self.read_small(&BlobKey::Installation).await?;
+        Ok(())
     }
 }
 
-/// An object that is being written. Memory holds one part of it at most, and none for long: what nobody writes to for
-/// an hour is swept as an orphan.
+/// An object that is being written. Memory holds a part or two of it at most.
 pub struct BlobWriter {
-    writer: folder::Writer,
-    pending: Vec<Bytes>,
-    pending_bytes: usize,
-    written_at: Instant,
+    writing: Writing,
+}
+
+enum Writing {
+    /// Nothing is held for long: what nobody writes to for an hour is swept as an orphan.
+    Folder {
+        writer: folder::Writer,
+        pending: Vec<Bytes>,
+        pending_bytes: usize,
+        written_at: Instant,
+    },
+    Bucket(bucket::Writer),
 }
 
 impl BlobWriter {
@@ -257,34 +233,44 @@ impl BlobWriter {
     ///
     /// When the store fails or is full.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), BlobError> {
-        self.pending_bytes += bytes.len();
-        self.pending.push(bytes);
-        if self.pending_bytes >= PART || self.written_at.elapsed() >= LONGEST_PENDING {
-            self.written_at = Instant::now();
-            self.pending_bytes = 0;
-            self.writer.write(std::mem::take(&mut self.pending)).await?;
+        match &mut self.writing {
+            Writing::Folder { writer, pending, pending_bytes, written_at } => {
+                *pending_bytes += bytes.len();
+                pending.push(bytes);
+                if *pending_bytes >= PIECE || written_at.elapsed() >= LONGEST_PENDING {
+                    *written_at = Instant::now();
+                    *pending_bytes = 0;
+                    writer.write(std::mem::take(pending)).await?;
+                }
+                Ok(())
+            }
+            Writing::Bucket(writer) => writer.write(bytes).await,
         }
-        Ok(())
     }
 
-    /// Makes the object whole, synced to disk.
+    /// Makes the object whole, as durable as the store makes it: in a folder, synced to disk.
     ///
     /// # Errors
     ///
     /// When the store fails or is full; then there is no object.
     pub async fn finish(self) -> Result<(), BlobError> {
         let _span = Span::child(|| Description::internal("finish blob"));
-        Ok(self.writer.finish(self.pending).await?)
+        match self.writing {
+            Writing::Folder { writer, pending, .. } => Ok(writer.finish(pending).await?),
+            Writing::Bucket(writer) => writer.finish().await,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     async fn blobs() -> (tempfile::TempDir, Blobs) {
         let folder = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(folder.path()).unwrap();
+        let blobs = Blobs::in_folder(folder.path()).unwrap();
         (folder, blobs)
     }
 
@@ -296,7 +282,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_written_in_pieces_is_read_back_by_range() {
         let (_folder, blobs) = blobs().await;
-        for size in [0usize, 1, PART - 1, PART, PART + 1, 3 * PART + 17] {
+        for size in [0usize, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 17] {
             let key = BlobKey::Upload { at: Timestamp(0), id: Uuid::now_v7() };
             let content: Vec<u8> = (0..size).map(|place| (place % 251) as u8).collect();
             let mut writer = blobs.writer(&key);
@@ -319,11 +305,5 @@ mod tests {
         blobs.delete(&key).await.unwrap();
         blobs.delete(&key).await.unwrap();
         assert!(matches!(blobs.read(&key, 0..1).await, Err(BlobError::Missing(_))));
-    }
-
-    #[test]
-    fn uploads_lie_in_a_folder_for_each_hour() {
-        let key = BlobKey::Upload { at: Timestamp(1_795_392_000_000), id: Uuid::nil() };
-        assert_eq!(key.path(), "uploads/2026-11-23/00/00000000000000000000000000000000");
     }
 }

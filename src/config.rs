@@ -2,6 +2,7 @@
 //!
 //! Only `main` reads the process's environment; it is handed in here, so that a test can hand in another.
 
+mod blobs;
 mod certificate;
 mod checks;
 mod deserializer;
@@ -33,18 +34,19 @@ use std::{
 };
 
 pub use self::{
+    blobs::{Blobs, BlobsUrl, Bucket, Cloud, Keep},
     environment::Variables,
     model::Model,
     problem::{ConfigError, KeyPath, Place, Problem, Segment},
     provider::{Provider, ProviderKind},
     secret::EncryptionKey,
     settings::{
-        ApiKey, Auth, Batches, Blobs, Database, Keep, Limits, Redis, Retention, Retry, Server,
-        Sweeps, Telemetry, Webhooks, Workers,
+        ApiKey, Auth, Batches, Database, Limits, Redis, Retention, Retry, Server, Sweeps,
+        Telemetry, Webhooks, Workers,
     },
     size::{ByteSize, NotASize},
     telemetry::{OtlpHeaders, Ratio},
-    url::{BlobsUrl, ConnectionUrl, DatabaseKind, DatabaseUrl},
+    url::{ConnectionUrl, DatabaseKind, DatabaseUrl},
 };
 
 /// The name of the file that is looked for in the working directory.
@@ -190,8 +192,9 @@ fn assemble(
     let mut tree = document::parse(text, &Arc::from(name))?;
     environment::apply(&mut tree, overrides, &mut problems);
     interpolation::fill(&mut tree, &KeyPath::default(), variables, &mut problems);
-    let config = reader::read(&mut tree, &mut problems);
-    if let Some(config) = &config {
+    let mut config = reader::read(&mut tree, &mut problems);
+    if let Some(config) = &mut config {
+        config.blobs.take_environment(variables);
         checks::check(config, &tree, &mut problems);
     }
     match config {

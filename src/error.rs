@@ -136,7 +136,9 @@ impl From<BlobError> for Error {
         match &error {
             BlobError::Full(_) => Self::DiskFull { what, source: error.into() },
             BlobError::Missing(_) => Self::Internal(error.into()),
-            BlobError::Store(_) => Self::Unavailable { what, source: error.into() },
+            BlobError::NoBucket(_) | BlobError::Refused(_) | BlobError::Store(_) => {
+                Self::Unavailable { what, source: error.into() }
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs all tests, after setting up what they need: PostgreSQL, Redis, and a Python and a Node with the official OpenAI
-# SDK of each.
+# Runs all tests, after setting up what they need: PostgreSQL, Redis, an S3 (moto's), and a Python and a Node with the
+# official OpenAI SDK of each.
 #
 #   bash tests/run.sh [arguments for the test runner]
 #
@@ -214,22 +214,22 @@ find_python() {
         die "\`python3\` is $(python3 --version); the pinned SDK needs Python 3.11 or newer"
 }
 
-# Makes the virtual environment anew when the pins changed, or when the Python that it was made with is gone.
+# Makes a virtual environment anew when its pins changed, or when the Python that it was made with is gone: its folder under
+# the target folder, the pins, and a module that it then has.
 make_environment() {
-    local environment=$target/sdk requirements=tests/sdk/requirements.txt
-    LONGSHORE_TEST_PYTHON=$environment/bin/python
-    if cmp -s "$requirements" "$environment/installed.txt" && "$LONGSHORE_TEST_PYTHON" -c 'import openai' 2>/dev/null; then
+    local environment=$target/$1 requirements=$2 module=$3
+    if cmp -s "$requirements" "$environment/installed.txt" && "$environment/bin/python" -c "import $module" 2>/dev/null; then
         return
     fi
-    say "installing the OpenAI SDK for Python into $environment"
+    say "installing what $requirements names into $environment"
     rm -rf "$environment"
     if ! python3 -c 'import ensurepip' 2>/dev/null; then
         can_install || die "Python's ensurepip is missing: install the package python3-venv"
         install python3-venv
     fi
     python3 -m venv "$environment" >&2 || die "\`python3 -m venv\` failed"
-    "$LONGSHORE_TEST_PYTHON" -m pip install --quiet --disable-pip-version-check --requirement "$requirements" </dev/null >&2 ||
-        die "the SDK of $requirements could not be installed"
+    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$requirements" </dev/null >&2 ||
+        die "what $requirements names could not be installed"
     # Last, so that an installation that broke off is made again.
     cp "$requirements" "$environment/installed.txt"
 }
@@ -264,16 +264,21 @@ make_packages() {
 
 command -v cargo >/dev/null || die "cargo is missing: install Rust with rustup; rust-toolchain.toml names the version"
 find_python
-make_environment
+make_environment sdk tests/sdk/requirements.txt openai
+make_environment s3 tests/s3/requirements.txt moto
+LONGSHORE_TEST_PYTHON=$target/sdk/bin/python LONGSHORE_TEST_S3_PYTHON=$target/s3/bin/python
 find_node
 make_packages
 find_postgres
 find_redis
 find_programs
-export LONGSHORE_TEST_POSTGRES_URL LONGSHORE_TEST_REDIS_URL LONGSHORE_TEST_PYTHON LONGSHORE_TEST_NODE_MODULES
+export LONGSHORE_TEST_POSTGRES_URL LONGSHORE_TEST_REDIS_URL LONGSHORE_TEST_PYTHON LONGSHORE_TEST_S3_PYTHON
+export LONGSHORE_TEST_NODE_MODULES
 
 # What the shell is set up for must not leak into the daemons under test: least of all keys that cost money.
 unset OPENAI_API_KEY OPENAI_BASE_URL OPENAI_WEBHOOK_SECRET ANTHROPIC_API_KEY GEMINI_API_KEY MISTRAL_API_KEY
+# Or lead to another bucket.
+for name in "${!AWS_@}"; do unset "$name"; done
 for name in "${!LONGSHORE_@}"; do
     if [[ $name != LONGSHORE_TEST_* ]]; then unset "$name"; fi
 done

@@ -50,6 +50,9 @@ const UNSERVED_PAUSE: Duration = Duration::from_secs(3600);
 /// A blob that no row names and nobody has written to for this long is an orphan.
 const ORPHAN_AFTER: Duration = Duration::from_secs(3600);
 const ORPHANS_EVERY: u32 = 60;
+/// An upload in parts that got none for this long has nobody who ends it: the slowest sender that is put up with
+/// (1 KiB/s) fills one in 85 minutes.
+const ABANDONED_AFTER: Duration = Duration::from_secs(2 * 3600);
 
 /// Runs until it is dropped.
 pub async fn run(app: App) {
@@ -269,7 +272,9 @@ async fn sweep_orphans(app: &App) -> Result<(), Error> {
         return Ok(());
     }
     // By the store's own clock: ours may be ahead, and a blob whose row is being committed look old.
-    let before: Timestamp = app.blobs.now().await?.before(ORPHAN_AFTER);
+    let now: Timestamp = app.blobs.now().await?;
+    app.blobs.abort_abandoned(now.before(ABANDONED_AFTER)).await?;
+    let before = now.before(ORPHAN_AFTER);
     let mut old = app.blobs.contents_before(before).chunks(CHUNK as usize);
     while let Some(chunk) = old.next().await {
         let keys = chunk.into_iter().collect::<Result<Vec<_>, _>>()?;

@@ -333,9 +333,10 @@ impl Content {
 fn unreadable(error: &BlobError) -> Conclusion {
     match error {
         BlobError::Missing(_) => lost("the blob store no longer has the bytes of the file"),
-        BlobError::Full(_) | BlobError::Store(_) => {
-            Conclusion::transient("source_unreadable", error.to_string())
-        }
+        BlobError::Full(_)
+        | BlobError::NoBucket(_)
+        | BlobError::Refused(_)
+        | BlobError::Store(_) => Conclusion::transient("source_unreadable", error.to_string()),
     }
 }
 

@@ -101,7 +101,7 @@ impl Doctor {
                 None,
                 installation::check(&database, &store, has_schema, self.adopt)
             ),
-            timed(limit, Name::Files, None, store::files(&database, &store, has_schema)),
+            timed(limit, Name::Files, None, store::files(config, &database, &store, has_schema)),
             timed(
                 limit,
                 Name::WebhookSecrets,

@@ -8,7 +8,7 @@ use std::{
 use secrecy::ExposeSecret;
 
 use super::{
-    Config, Model,
+    BlobsUrl, ByteSize, Cloud, Config, Model,
     problem::{KeyPath, Problem, quotable},
     tree::Node,
     url::{self, DatabaseKind},
@@ -17,6 +17,8 @@ use super::{
 const LONGEST_LEASE: Duration = Duration::from_hours(1);
 /// Of what a process takes to end.
 const LONGEST_ENDING: Duration = Duration::from_hours(1);
+/// The most that an object in a store has in the parts that it is written in, of which there are 10,000 at most.
+const LARGEST_OBJECT: u64 = 10_000 * crate::blobs::PART;
 
 /// Checks `config`, which was read from `tree`, and adds what is wrong to `problems`.
 ///
@@ -38,6 +40,9 @@ pub(super) fn check(config: &Config, tree: &Node, problems: &mut Vec<Problem>) {
     }
     if sound(&["database"]) {
         checks.database();
+    }
+    if sound(&["blobs", "server"]) {
+        checks.blobs();
     }
     if sound(&["workers"]) {
         checks.workers();
@@ -104,6 +109,14 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
                     .to_owned(),
             );
         }
+    }
+    if let Some(endpoint) = &config.blobs.endpoint
+        && endpoint.scheme() == "http"
+        && !url::is_loopback(endpoint)
+    {
+        warnings.push(
+            "files travel unencrypted to the blob store: `blobs.endpoint` is http://".to_owned(),
+        );
     }
     warnings
 }
@@ -197,6 +210,79 @@ impl Checks<'_> {
             settings.lock_timeout,
             settings.statement_timeout,
         );
+    }
+
+    fn blobs(&mut self) {
+        let path = |key| KeyPath::section("blobs").key(key);
+        let config = self.config;
+        let blobs = &config.blobs;
+        let given = [
+            ("endpoint", blobs.endpoint.is_some()),
+            ("region", blobs.region.is_some()),
+            ("access_key_id", blobs.access_key_id.is_some()),
+            ("secret_access_key", blobs.secret_access_key.is_some()),
+            ("allow_http", blobs.allow_http),
+        ];
+        let cloud = match &blobs.url {
+            BlobsUrl::Folder(_) => None,
+            BlobsUrl::Bucket(bucket) => Some(bucket.cloud),
+        };
+        let (useless, why): (&[&str], _) = match cloud {
+            None => (
+                &["endpoint", "region", "access_key_id", "secret_access_key", "allow_http"],
+                "is for object stores, and `blobs.url` is a folder",
+            ),
+            Some(Cloud::S3) => (&[], ""),
+            Some(Cloud::Google) => (
+                &["region", "access_key_id", "secret_access_key"],
+                "is not for gs://, whose credentials come from `GOOGLE_APPLICATION_CREDENTIALS`",
+            ),
+            Some(Cloud::Azure) => (&["region"], "is not for az://"),
+        };
+        for (key, _) in given.iter().filter(|(key, is_set)| *is_set && useless.contains(key)) {
+            self.report(path(key), format!("`blobs.{key}` {why}; take it out"));
+        }
+        let Some(cloud) = cloud else { return };
+        // The one of the file and the other of the environment would hardly belong together.
+        let (id, secret) = (blobs.access_key_id.is_some(), blobs.secret_access_key.is_some());
+        if cloud != Cloud::Google && id != secret {
+            let (there, lacking) = if id {
+                ("access_key_id", "secret_access_key")
+            } else {
+                ("secret_access_key", "access_key_id")
+            };
+            self.report(
+                path(there),
+                format!(
+                    "`blobs.{there}` is set and `blobs.{lacking}` is not; set both, or neither"
+                ),
+            );
+        }
+        let is_allowed = blobs.allow_http
+            || ["AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP", "AZURE_ALLOW_HTTP"]
+                .iter()
+                .any(|name| blobs.variable(name) == Some("true"));
+        if let Some(endpoint) = &blobs.endpoint
+            && endpoint.scheme() == "http"
+            && !is_allowed
+        {
+            self.report(
+                path("endpoint"),
+                "`blobs.endpoint` is http://, without encryption; use https://, or set `blobs.allow_http` to true"
+                    .to_owned(),
+            );
+        }
+        if config.server.max_file_bytes.0 > LARGEST_OBJECT {
+            self.report(
+                KeyPath::section("server").key("max_file_bytes"),
+                format!(
+                    "`server.max_file_bytes` is {}, but an object in `{}` may have {}",
+                    config.server.max_file_bytes,
+                    blobs.url,
+                    ByteSize(LARGEST_OBJECT)
+                ),
+            );
+        }
     }
 
     fn workers(&mut self) {

@@ -18,7 +18,7 @@ use super::{
     secret::{self, EncryptionKey},
     size::{self, ByteSize},
     telemetry::{self, OtlpHeaders, Ratio},
-    url::{self, BlobsUrl, ConnectionUrl, DatabaseUrl},
+    url::{self, ConnectionUrl, DatabaseUrl},
 };
 
 /// `[server]`: the intake.
@@ -140,44 +140,6 @@ pub struct Redis {
     /// The authority that signed the certificate of a `rediss://` server, where it is none that everybody knows.
     #[serde(deserialize_with = "certificate::authority")]
     pub ca_file: Option<PathBuf>,
-}
-
-/// `[blobs]`: where the bytes are.
-#[derive(Clone, Debug, serde::Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Blobs {
-    pub url: BlobsUrl,
-    pub keep: Keep,
-}
-
-impl Default for Blobs {
-    fn default() -> Self {
-        Self { url: BlobsUrl::Folder(PathBuf::from("data/blobs")), keep: Keep::File }
-    }
-}
-
-/// How long the bytes of an upload are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
-    /// As long as the file is not deleted.
-    File,
-    /// This long, and until every mapping is ready.
-    For(Duration),
-}
-
-impl<'de> Deserialize<'de> for Keep {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        if text == "file" {
-            return Ok(Self::File);
-        }
-        match duration::parse(&text) {
-            Ok(time) => Ok(Self::For(time)),
-            Err(_) => Err(D::Error::custom(format_args!(
-                "`{VALUE}` is neither \"file\" nor a time; write it like \"file\" or \"7d\""
-            ))),
-        }
-    }
 }
 
 /// `[workers]`: our own heavy work in one process. Work at providers is bounded per provider.

@@ -1,10 +1,6 @@
 //! Addresses of what Longshore talks to. None of them shows a password, in messages or in logs.
 
-use std::{
-    fmt,
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::{fmt, net::IpAddr};
 
 use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
@@ -160,49 +156,12 @@ pub(super) fn redis<'de, D: Deserializer<'de>>(
 }
 
 /// Names the scheme alone: the rest of the URL may hold a password, and so may a text that is no URL.
-fn refused_scheme(scheme: &str) -> String {
+pub(super) fn refused_scheme(scheme: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
     if scheme.is_empty() || scheme.len() > 16 || !scheme.bytes().all(plain) {
         return "this is not a URL with a scheme".to_owned();
     }
     format!("`{scheme}://` is not supported")
-}
-
-/// Where the bytes of files are kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BlobsUrl {
-    /// `file://…`, a folder; a relative one counts from the working directory.
-    Folder(PathBuf),
-}
-
-impl BlobsUrl {
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        const RIGHT: &str = "write it like \"file://data/blobs\"";
-
-        match text.split_once("://") {
-            Some(("file", "")) => Err(format!("`{VALUE}` names no folder; {RIGHT}")),
-            Some(("file", folder)) => Ok(Self::Folder(Path::new(folder).to_owned())),
-            Some((scheme @ ("s3" | "gs" | "az"), _)) => {
-                Err(format!("`{scheme}://` is not supported yet; use file://"))
-            }
-            Some((scheme, _)) => Err(format!("{}; {RIGHT}", refused_scheme(scheme))),
-            None => Err(format!("{}; {RIGHT}", refused_scheme(""))),
-        }
-    }
-}
-
-impl fmt::Display for BlobsUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Folder(folder) => write!(f, "file://{}", folder.display()),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for BlobsUrl {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-    }
 }
 
 /// An `http` or `https` URL without credentials; empty means none.
@@ -273,15 +232,6 @@ mod tests {
             let message = kind(secretive).unwrap_err();
             assert!(message.starts_with("this is not a URL with a scheme;"), "{message}");
         }
-    }
-
-    #[test]
-    fn blobs_lie_in_a_folder_for_now() {
-        assert_eq!(BlobsUrl::parse("file://data/blobs"), Ok(BlobsUrl::Folder("data/blobs".into())));
-        assert_eq!(BlobsUrl::parse("file:///var/b"), Ok(BlobsUrl::Folder("/var/b".into())));
-        assert_eq!(BlobsUrl::Folder("/var/b".into()).to_string(), "file:///var/b");
-        let refused = BlobsUrl::parse("s3://bucket").unwrap_err();
-        assert_eq!(refused, "`s3://` is not supported yet; use file://");
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod ingestion;
 mod jobs;
 mod limits;
 mod lists;
+mod object_stores;
 mod operations;
 mod outages;
 mod owners;

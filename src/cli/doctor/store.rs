@@ -1,5 +1,6 @@
 //! The blob store: whether it takes, gives and deletes an object, has room, and holds the files' bytes.
 
+use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,7 +16,9 @@ use crate::blobs::BlobKey;
 use crate::blobs::Blobs;
 use crate::cli::output::bytes;
 use crate::config::BlobsUrl;
+use crate::config::Bucket;
 use crate::config::Config;
+use crate::config::DatabaseKind;
 use crate::db::Db;
 use crate::files;
 
@@ -27,9 +30,15 @@ const PROBE: &[u8] = b"longshore doctor was here";
 
 /// Opens the store, without making one where there is none.
 pub async fn open(config: &Config, limit: Duration) -> Opened<Blobs> {
-    let BlobsUrl::Folder(folder) = &config.blobs.url;
+    match &config.blobs.url {
+        BlobsUrl::Folder(folder) => open_folder(config, folder, limit).await,
+        BlobsUrl::Bucket(bucket) => open_bucket(config, bucket, limit).await,
+    }
+}
+
+async fn open_folder(config: &Config, folder: &Path, limit: Duration) -> Opened<Blobs> {
     let mut part = Part::Broken;
-    let shown = folder.display();
+    let shown = folder.display().to_string();
     let finding = async {
         match tokio::fs::metadata(folder).await {
             Ok(metadata) if metadata.is_dir() => {}
@@ -54,31 +63,62 @@ pub async fn open(config: &Config, limit: Duration) -> Opened<Blobs> {
                 );
             }
         }
-        let tried = async {
-            let blobs = Blobs::open(folder)?;
-            let probed = probe(&blobs).await;
-            part = Part::There(blobs);
-            probed
-        };
-        match tried.await {
-            Ok(true) => Finding::ok(format!("`{shown}`: an object was written, read and deleted")),
-            Ok(false) => Finding::failed(
-                format!("`{shown}` gave back other bytes than were written"),
-                "see whether its disk is damaged; take it out of use until then",
-            ),
-            Err(error) => {
-                let remedy = remedy(&error);
-                let error = format!("{:#}", anyhow::Error::from(error));
-                Finding::failed(format!("`{shown}`: {error}"), remedy)
-            }
+        let (finding, blobs) = try_out(config, &shown).await;
+        part = blobs;
+        if config.database.url.kind() == DatabaseKind::Postgres && finding.is_good() {
+            let message = format!(
+                "{}; other machines, if there are any, have to see the same folder",
+                finding.message
+            );
+            return Finding { message, ..finding };
         }
+        finding
     };
     let mut checks = vec![timed(limit, Name::Blobs, None, finding).await];
     if let Part::There(_) = part {
         let much = config.server.max_file_bytes.0.saturating_mul(4);
-        checks.push(timed(limit, Name::BlobsRoom, None, room(folder.clone(), much)).await);
+        let room = room(folder.to_path_buf(), much);
+        checks.push(timed(limit, Name::BlobsRoom, None, room).await);
     }
     Opened { part, checks }
+}
+
+async fn open_bucket(config: &Config, bucket: &Bucket, limit: Duration) -> Opened<Blobs> {
+    let mut part = Part::Broken;
+    let finding = async {
+        let (finding, blobs) = try_out(config, &bucket.to_string()).await;
+        // What cannot even be written to answers none of the other questions.
+        if finding.is_good() {
+            part = blobs;
+        }
+        finding
+    };
+    let checks = vec![timed(limit, Name::Blobs, None, finding).await];
+    Opened { part, checks }
+}
+
+/// Opens the store, and uses it.
+async fn try_out(config: &Config, shown: &str) -> (Finding, Part<Blobs>) {
+    let mut part = Part::Broken;
+    let tried = async {
+        let blobs = Blobs::open(&config.blobs)?;
+        let probed = probe(&blobs).await;
+        part = Part::There(blobs);
+        probed
+    };
+    let finding = match tried.await {
+        Ok(true) => Finding::ok(format!("`{shown}`: an object was written, read and deleted")),
+        Ok(false) => Finding::failed(
+            format!("`{shown}` gave back other bytes than were written"),
+            "see whether its disk is damaged; take it out of use until then",
+        ),
+        Err(error) => {
+            let remedy = remedy(&error, &config.blobs.url);
+            let error = format!("{:#}", anyhow::Error::from(error));
+            Finding::failed(format!("`{shown}`: {error}"), remedy)
+        }
+    };
+    (finding, part)
 }
 
 /// Whether what is written is read back.
@@ -93,10 +133,20 @@ async fn probe(blobs: &Blobs) -> Result<bool, BlobError> {
     Ok(read?.is_some_and(|read| read == PROBE))
 }
 
-fn remedy(error: &BlobError) -> &'static str {
-    match error {
-        BlobError::Full(_) => "free some room on this disk",
-        BlobError::Missing(_) | BlobError::Store(_) => {
+fn remedy(error: &BlobError, url: &BlobsUrl) -> &'static str {
+    match (error, url) {
+        (BlobError::Full(_), _) => "free some room there",
+        (BlobError::NoBucket(_), _) => {
+            "make the bucket, or correct `blobs.url`; where `blobs.endpoint` is set, see that it is the right one"
+        }
+        (BlobError::Refused(_), _) => {
+            "see that `blobs.access_key_id` and `blobs.secret_access_key`, or the cloud's own variables, are right, that \
+             they may get, put, list and delete objects there, and that `blobs.region` is the bucket's"
+        }
+        (BlobError::Missing(_) | BlobError::Store(_), BlobsUrl::Bucket(_)) => {
+            "see that `blobs.endpoint` and `blobs.region` are right, and that this machine can reach them"
+        }
+        (BlobError::Missing(_) | BlobError::Store(_), BlobsUrl::Folder(_)) => {
             "give the user that runs longshore the right to read and write there, and see that the disk is mounted \
              for writing"
         }
@@ -137,7 +187,12 @@ pub async fn room(folder: PathBuf, much: u64) -> Finding {
 }
 
 /// Whether the store has the bytes of the newest files.
-pub async fn files(database: &Opened<Db>, store: &Opened<Blobs>, has_schema: bool) -> Finding {
+pub async fn files(
+    config: &Config,
+    database: &Opened<Db>,
+    store: &Opened<Blobs>,
+    has_schema: bool,
+) -> Finding {
     let (db, blobs) = match (database.for_check("database"), store.for_check("blob store")) {
         (Ok(db), Ok(blobs)) => (db, blobs),
         (Err(finding), _) | (_, Err(finding)) => return finding,
@@ -159,7 +214,7 @@ pub async fn files(database: &Opened<Db>, store: &Opened<Blobs>, has_schema: boo
             Ok(_) => {}
             Err(BlobError::Missing(_)) => missing += 1,
             Err(error) => {
-                let remedy = remedy(&error);
+                let remedy = remedy(&error, &config.blobs.url);
                 let error = format!("{:#}", anyhow::Error::from(error));
                 return Finding::failed(format!("cannot be looked for: {error}"), remedy);
             }

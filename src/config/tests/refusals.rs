@@ -281,16 +281,16 @@ fn addresses_of_database_redis_and_blobs_are_of_known_kinds() {
         "longshore.toml:2: `redis.url`: `http://` is not supported; write it like \"redis://host:6379\", or \"rediss://…\" for TLS",
     );
     refuses(
-        "[blobs]\nurl = \"s3://bucket\"",
-        "longshore.toml:2: `blobs.url`: `s3://` is not supported yet; use file://",
+        "[blobs]\nurl = \"ftp://bucket\"",
+        "longshore.toml:2: `blobs.url`: `ftp://` is not supported; write it like \"file://data/blobs\", \"s3://bucket/prefix\", \"gs://bucket/prefix\" or \"az://container/prefix\"",
     );
     refuses(
         "[blobs]\nurl = \"file://\"",
-        "longshore.toml:2: `blobs.url`: `file://` names no folder; write it like \"file://data/blobs\"",
+        "longshore.toml:2: `blobs.url`: `file://` names no folder; write it like \"file://data/blobs\", \"s3://bucket/prefix\", \"gs://bucket/prefix\" or \"az://container/prefix\"",
     );
     refuses(
         "[blobs]\nurl = \"data/blobs\"",
-        "longshore.toml:2: `blobs.url`: this is not a URL with a scheme; write it like \"file://data/blobs\"",
+        "longshore.toml:2: `blobs.url`: this is not a URL with a scheme; write it like \"file://data/blobs\", \"s3://bucket/prefix\", \"gs://bucket/prefix\" or \"az://container/prefix\"",
     );
     refuses(
         "[database]\nurl = \"sqlite://a.db\"\n[redis]\nurl = \"redis://host\"",
@@ -448,6 +448,40 @@ fn nesting_without_end_is_refused_and_does_not_exhaust_the_stack() {
     ] {
         assert!(read(&text, &[]).is_err());
     }
+}
+
+#[test]
+fn settings_of_an_object_store_fit_the_store() {
+    refuses(
+        "[blobs]\nregion = \"eu-west-1\"",
+        "longshore.toml:2: `blobs.region` is for object stores, and `blobs.url` is a folder; take it out",
+    );
+    refuses(
+        "[blobs]\nurl = \"s3://bucket\"\naccess_key_id = \"k\"",
+        "longshore.toml:3: `blobs.access_key_id` is set and `blobs.secret_access_key` is not; set both, or neither",
+    );
+    refuses(
+        "[blobs]\nurl = \"s3://bucket\"\nendpoint = \"http://minio:9000\"",
+        "longshore.toml:3: `blobs.endpoint` is http://, without encryption; use https://, or set `blobs.allow_http` to true",
+    );
+    refuses(
+        "[blobs]\nurl = \"gs://bucket\"\nregion = \"eu\"",
+        "longshore.toml:3: `blobs.region` is not for gs://, whose credentials come from `GOOGLE_APPLICATION_CREDENTIALS`; take it out",
+    );
+    refuses(
+        "[blobs]\nurl = \"s3://bucket/a\"\n[server]\nmax_file_bytes = \"100GiB\"",
+        "longshore.toml:4: `server.max_file_bytes` is 100GiB, but an object in `s3://bucket/a` may have 50000MiB",
+    );
+    refuses(
+        "[blobs]\nurl = \"s3://key:canary@bucket\"",
+        "longshore.toml:2: `blobs.url`: only a bucket and a prefix have a place in this URL; write it like \"file://data/blobs\", \"s3://bucket/prefix\", \"gs://bucket/prefix\" or \"az://container/prefix\"",
+    );
+    let text = "[blobs]\nurl = \"s3://bucket\"\nendpoint = \"http://minio:9000\"";
+    let loaded = read(text, &[("AWS_ALLOW_HTTP", "true"), ("AWS_REGION", "eu"), ("OTHER", "x")]);
+    let loaded = loaded.unwrap();
+    assert!(loaded.warnings[0].contains("`blobs.endpoint` is http://"), "{:?}", loaded.warnings);
+    let names = loaded.config.blobs.environment.iter().map(|(name, _)| name.as_str());
+    assert_eq!(names.collect::<Vec<_>>(), ["AWS_ALLOW_HTTP", "AWS_REGION"]);
 }
 
 proptest! {

@@ -19,6 +19,10 @@ url = "postgres://me:${SECRET}@host/db"
 url = "redis://:${SECRET}@host"
 [telemetry]
 otlp_headers = "authorization=Bearer%20${SECRET}"
+[blobs]
+url = "s3://bucket"
+access_key_id = "k"
+secret_access_key = "${SECRET}"
 [[providers]]
 name = "openai"
 kind = "openai"
@@ -28,7 +32,7 @@ webhook_secret = "${SECRET}"
 name = "m"
 provider = "openai"
 "#;
-    let loaded = read(text, &[("SECRET", CANARY)]).unwrap();
+    let loaded = read(text, &[("SECRET", CANARY), ("AWS_SESSION_TOKEN", CANARY)]).unwrap();
     let shown = format!("{loaded:?} {loaded:#?}");
     assert!(!shown.contains("canary"), "{shown}");
     // The first bytes of the encryption key, as a list of numbers.
@@ -48,6 +52,8 @@ fn messages_about_secrets_do_not_repeat_them() {
         ("redis.url", "me:${SECRET}@host://"),
         ("redis.url", "https://${SECRET}"),
         ("blobs.url", "${SECRET}"),
+        ("blobs.url", "s3://me:${SECRET}@bucket"),
+        ("blobs.secret_access_key", "${SECRET} with a space"),
         ("server.listen", "${SECRET}"),
         ("workers.lease", "${SECRET}"),
         ("workers.concurrency", "${SECRET}"),

@@ -26,6 +26,8 @@ pub struct Options {
     pub server: String,
     /// Settings of the section `database`, beside its URL.
     pub database_settings: String,
+    /// Settings of the section `blobs`.
+    pub blobs: String,
     /// Settings of every provider.
     pub provider: String,
     pub lease: &'static str,
@@ -66,6 +68,7 @@ impl Default for Options {
             database: None,
             extra: String::new(),
             database_settings: String::new(),
+            blobs: "url = \"file://blobs\"\n".to_owned(),
             provider: String::new(),
             lease: "1s",
             drain: "5s",
@@ -256,7 +259,7 @@ owner = "bob"
 url = "{url}"
 {database_settings}
 [blobs]
-url = "file://blobs"
+{blobs}
 [workers]
 lease = "{lease}"
 drain = "{drain}"
@@ -266,6 +269,7 @@ max_delay = "1s"
 "#,
         extra = options.extra,
         server = options.server,
+        blobs = options.blobs,
         encryption_key = match options.kind {
             Kind::Sqlite => String::new(),
             Kind::Postgres => format!("encryption_key = \"{ENCRYPTION_KEY}\""),
