@@ -1,5 +1,6 @@
 //! The command line: what there is to say, and who does it.
 
+mod backup;
 mod batches;
 mod client;
 mod completions;
@@ -98,6 +99,8 @@ enum Command {
         #[command(subcommand)]
         what: config::ConfigCommand,
     },
+    /// Copy the SQLite database to a file, while it is in use
+    Backup(backup::Backup),
     /// Check the database, the queue, the blob store and each provider's key, and say what to do
     Doctor(doctor::Doctor),
     /// Make, list and revoke the keys of clients
@@ -227,6 +230,7 @@ impl Cli {
             Command::Demo(demo) => demo.run(&start).await,
             Command::Sandbox(sandbox) => sandbox.run(&start).await,
             Command::Config { what } => what.run(&start).await,
+            Command::Backup(backup) => backup.run(&start).await,
             Command::Doctor(doctor) => doctor.run(&start).await,
             Command::Keys { what } => what.run(&start).await,
             Command::Files { server, what } => Ok(what.run(&server.client()?, server.json).await?),

@@ -6,6 +6,7 @@
 //! the intake's first; on PostgreSQL the intake writes on its own connections and only the workers'
 //! writes are grouped.
 
+pub mod backup;
 mod group;
 mod inspect;
 mod migrate;

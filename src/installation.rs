@@ -1,7 +1,8 @@
 //! The installation's id: what marks our objects at the providers.
 //!
 //! It lies in the database and in the blob store. When the two differ, one of them was restored or
-//! cloned, and what the database says of the providers may be old: then nothing is deleted there.
+//! cloned, and what the database says of the providers may be old: then nothing is deleted there. A copy that
+//! `longshore backup` has made says by itself that it is one, since its id is the same.
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use crate::blobs::BlobKey;
 use crate::blobs::Blobs;
 use crate::clock::Timestamp;
 use crate::db::Db;
+use crate::db::backup;
 use crate::db::statement;
 use crate::error::Error;
 use crate::files;
@@ -25,7 +27,7 @@ use crate::mappings::INSTALLATION_LENGTH;
 #[derive(Clone, Debug)]
 pub struct Installation {
     pub id: Arc<str>,
-    /// Whether database and blob store belong together. If not, nothing is deleted at providers.
+    /// Whether database and blob store belong together, as they are. If not, nothing is deleted at providers.
     pub is_trusted: bool,
 }
 
@@ -51,8 +53,15 @@ pub async fn ensure(db: &Db, blobs: &Blobs, now: Timestamp) -> Result<Installati
             in_store(blobs).await?.unwrap_or_else(|| id.clone())
         }
     };
-    let is_trusted = in_store == id;
-    if !is_trusted {
+    let is_restored = is_restored(db).await?;
+    if is_restored {
+        tracing::error!(
+            "the database was restored from a backup: nothing is deleted at providers, and no blob, until \
+             `longshore doctor --adopt` says that it may be"
+        );
+    }
+    let is_same = in_store == id;
+    if !is_same {
         tracing::error!(
             database = %id,
             blob_store = %in_store,
@@ -60,7 +69,7 @@ pub async fn ensure(db: &Db, blobs: &Blobs, now: Timestamp) -> Result<Installati
              nothing is deleted at providers until they agree; `longshore doctor` says what to do"
         );
     }
-    Ok(Installation { id: id.into(), is_trusted })
+    Ok(Installation { id: id.into(), is_trusted: is_same && !is_restored })
 }
 
 /// The id in the database; none where there was no start yet.
@@ -84,6 +93,26 @@ pub async fn in_store(blobs: &Blobs) -> Result<Option<String>, BlobError> {
     Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()))
 }
 
+#[derive(FromQueryResult)]
+struct Mark {
+    mark: i64,
+}
+
+/// Whether the database is a backup that was put back and that nobody has adopted since. It can be told of SQLite
+/// alone.
+///
+/// # Errors
+///
+/// When the database cannot be asked.
+pub async fn is_restored(db: &Db) -> Result<bool, DbErr> {
+    if db.is_postgres() {
+        return Ok(false);
+    }
+    let sql = "SELECT user_version AS mark FROM pragma_user_version";
+    let mark = Mark::find_by_statement(statement(db.read(), sql, [])).one(db.read()).await?;
+    Ok(mark.is_some_and(|row| row.mark == backup::COPIED))
+}
+
 /// Makes the two agree, by hand: the blob store takes the database's id, since what lies at the
 /// providers is marked with that. Answers the id. Who runs already learns of it at the next start.
 ///
@@ -93,6 +122,16 @@ pub async fn in_store(blobs: &Blobs) -> Result<Option<String>, BlobError> {
 pub async fn adopt(db: &Db, blobs: &Blobs, now: Timestamp) -> Result<String, Error> {
     let id = ensure_in_database(db, now).await?;
     write(blobs, &id).await?;
+    if is_restored(db).await? {
+        let forgotten: Result<(), DbErr> = db
+            .intake(|tx| {
+                Box::pin(async move {
+                    tx.execute_unprepared("PRAGMA user_version = 0").await.map(|_| ())
+                })
+            })
+            .await;
+        forgotten?;
+    }
     Ok(id)
 }
 

@@ -58,6 +58,7 @@ fn a_broken_configuration_is_exit_code_2_with_the_file_and_the_line() {
             &["migrate"],
             &["keys", "list"],
             &["doctor"],
+            &["backup", "copy"],
         ] {
             let done = run(folder.path(), command, &[]);
             assert_eq!(done.code, 2, "{command:?}: {}", done.log);

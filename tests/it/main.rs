@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod absences;
+mod backups;
 mod batch_commands;
 mod batches;
 mod border;

@@ -381,6 +381,7 @@ fn the_help_of_every_command_can_be_shown() {
     assert!(help.output.contains("First steps:") && help.output.contains("Exit codes:"));
     let commands = [
         "up",
+        "backup",
         "doctor",
         "models",
         "completions",

@@ -54,8 +54,12 @@ async fn compare(
         Some(db) => !files::store::newest_blobs(db.read(), 1).await?.is_empty(),
         None => false,
     };
+    let is_restored = match db {
+        Some(db) => installation::is_restored(db).await?,
+        None => false,
+    };
     if let (true, Some(db), Some(blobs)) = (adopt, db, blobs)
-        && in_database != in_store
+        && (in_database != in_store || is_restored)
     {
         let id = installation::adopt(db, blobs, now()).await?;
         let before = in_store.map_or_else(|| "none".to_owned(), |id| format!("`{id}`"));
@@ -65,6 +69,15 @@ async fn compare(
         )));
     }
     Ok(match (in_database, in_store) {
+        (Some(id), Some(same)) if id == same && is_restored => Finding::failed(
+            format!(
+                "`{id}`, in the database and in the blob store, but the database was restored from a backup: nothing is \
+                 deleted at providers, and no blob"
+            ),
+            "if this is the newest that there is, `longshore doctor --adopt` says so; the bytes of files that it does not \
+             know are deleted then. But not while the installation that this is a copy of goes on with the same provider \
+             accounts",
+        ),
         (Some(id), Some(same)) if id == same && adopt => Finding::ok(format!(
             "`{id}`, in the database and in the blob store: there was nothing to adopt"
         )),
