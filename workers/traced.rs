@@ -145,7 +145,7 @@ mod tests {
     fn spans_of(kind: &str, epoch: i64, outcome: &'static str, ending: Option<Ending>) -> usize {
         let (traces, spans) = recorded();
         let job = job(kind, epoch);
-        let traced = Traced::begin(&traces, Clock::default(), &job);
+        let traced = Traced::begin(&traces, &Clock::default(), &job);
         traced.end(&traces, &job, &(outcome, ending));
         spans.lock().unwrap().len()
     }
