@@ -5,6 +5,9 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 use std::task::Context;
 use std::task::Poll;
 
@@ -19,15 +22,35 @@ use tokio_util::sync::CancellationToken;
 
 use super::attempt::Attempt;
 
+/// What was claimed and apalis has not taken yet. Told to stop it takes nothing more: the dispatcher, which shares
+/// this, runs what is left by itself. Dropped, it would be a lease that nobody keeps.
+#[derive(Clone)]
+pub struct Untaken(Arc<Mutex<mpsc::Receiver<Task<Arc<Attempt>>>>>);
+
+impl Untaken {
+    pub fn new(claimed: mpsc::Receiver<Task<Arc<Attempt>>>) -> Self {
+        Self(Arc::new(Mutex::new(claimed)))
+    }
+
+    /// The next one, if there is any now.
+    pub fn take(&self) -> Option<Arc<Attempt>> {
+        self.lock().try_recv().ok().map(|task| task.args)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, mpsc::Receiver<Task<Arc<Attempt>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The attempts that the dispatcher claimed, as apalis takes them.
 pub struct Claims {
-    claimed: mpsc::Receiver<Task<Arc<Attempt>>>,
+    claimed: Untaken,
     stop: CancellationToken,
 }
 
 impl Claims {
     /// `stop` is cancelled when apalis shuts the worker down: then no more is claimed.
-    pub fn new(claimed: mpsc::Receiver<Task<Arc<Attempt>>>, stop: CancellationToken) -> Self {
+    pub fn new(claimed: Untaken, stop: CancellationToken) -> Self {
         Self { claimed, stop }
     }
 }
@@ -49,7 +72,7 @@ impl Backend for Claims {
         cx: &mut Context<'_>,
         _: &WorkerContext,
     ) -> Poll<Option<Result<Self::Task, Infallible>>> {
-        self.claimed.poll_recv(cx).map(|task| task.map(Ok))
+        self.claimed.lock().poll_recv(cx).map(|task| task.map(Ok))
     }
 
     fn poll_close(

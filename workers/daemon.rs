@@ -2,8 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use apalis::prelude::*;
@@ -13,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::attempt::Attempt;
 use super::backend::Claims;
+use super::backend::Untaken;
 use super::dispatch::Dispatcher;
 use super::endings;
 use super::expiry;
@@ -42,9 +41,16 @@ pub async fn run(app: App, worker: WorkerId, shutdown: CancellationToken) -> any
     let times = LeaseTimes::new(app.config.workers.lease);
     let (held, stop) = (Held::default(), CancellationToken::new());
     let (claimed, claims) = mpsc::channel(1);
+    let untaken = Untaken::new(claims);
     let (endings, writer) = endings::channel();
-    let dispatcher =
-        Dispatcher::new(app.clone(), worker.clone(), times, held.clone(), endings, claimed);
+    let dispatcher = Dispatcher::new(
+        app.clone(),
+        worker.clone(),
+        times,
+        held.clone(),
+        endings,
+        (claimed, untaken.clone()),
+    );
     tracing::info!(worker = %worker, slots = dispatcher.slots(), "workers started");
 
     // Leases are kept until the last attempt has ended, also while it drains.
@@ -62,14 +68,9 @@ pub async fn run(app: App, worker: WorkerId, shutdown: CancellationToken) -> any
 
     let mut draining =
         tokio::spawn(drain(app.config.workers.drain, held.clone(), shutdown.clone(), stop.clone()));
-    let claims = Mutex::new(Some(claims));
     let name = worker.to_string();
     let monitor = Monitor::new().register(move |_restarts| {
-        let (empty_sender, empty) = mpsc::channel(1);
-        drop(empty_sender);
-        // The backend never fails, so there is one worker for the life of the process.
-        let claims = claims.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let claims = Claims::new(claims.unwrap_or(empty), stop.clone());
+        let claims = Claims::new(untaken.clone(), stop.clone());
         WorkerBuilder::new(name.as_str()).backend(claims).build(handle)
     });
     let signal = async {

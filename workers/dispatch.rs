@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::attempt::Attempt;
+use super::backend::Untaken;
 use super::endings::Endings;
 use super::held::Held;
 use super::listing::Listings;
@@ -141,6 +142,7 @@ pub struct Dispatcher {
     lanes: Vec<Serving>,
     freed: Arc<Notify>,
     claimed: mpsc::Sender<Task<Arc<Attempt>>>,
+    untaken: Untaken,
 }
 
 /// How long to rest if nothing happens meanwhile.
@@ -166,7 +168,7 @@ impl Dispatcher {
         times: LeaseTimes,
         held: Held,
         endings: Endings,
-        claimed: mpsc::Sender<Task<Arc<Attempt>>>,
+        (claimed, untaken): (mpsc::Sender<Task<Arc<Attempt>>>, Untaken),
     ) -> Self {
         let mut lanes: Vec<_> = app
             .providers
@@ -193,6 +195,7 @@ impl Dispatcher {
             lanes,
             freed: Arc::default(),
             claimed,
+            untaken,
         }
     }
 
@@ -205,7 +208,13 @@ impl Dispatcher {
         let (mut rest, mut idle) = (Duration::ZERO, POLL);
         loop {
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => {
+                    // apalis takes no more: what it left is run here, and stopped with the rest.
+                    while let Some(attempt) = self.untaken.take() {
+                        tokio::spawn(attempt.run());
+                    }
+                    return;
+                }
                 () = tokio::time::sleep(rest) => {}
                 () = self.app.notices.work() => {}
                 () = self.freed.notified() => {}
@@ -279,14 +288,15 @@ impl Dispatcher {
     async fn hand_over(&self, attempt: Attempt, stop: &CancellationToken) {
         let id = TaskId::from_string(attempt.job.id.to_string());
         let attempt = Arc::new(attempt);
-        if stop.is_cancelled() {
-            // apalis takes no more: it is run here, and stopped with the rest.
-            tokio::spawn(attempt.run());
-            return;
-        }
-        let task = TaskBuilder::new(Arc::clone(&attempt)).task_id(id).build();
-        if self.claimed.send(task).await.is_err() {
-            tokio::spawn(attempt.run());
+        let room = tokio::select! {
+            biased;
+            // apalis takes no more, and would leave it in the channel for as long as what it has taken runs.
+            () = stop.cancelled() => None,
+            room = self.claimed.reserve() => room.ok(),
+        };
+        match room {
+            Some(room) => room.send(TaskBuilder::new(attempt).task_id(id).build()),
+            None => drop(tokio::spawn(attempt.run())),
         }
     }
 
