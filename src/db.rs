@@ -21,6 +21,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -135,7 +136,9 @@ impl Db {
     async fn connect_postgres(settings: &config::Database) -> Result<Self, DbErr> {
         let options = PgConnectOptions::from_str(settings.url.expose())
             .map_err(|error| unusable(error.to_string()))?
-            .application_name("longshore");
+            .application_name("longshore")
+            // PgBouncer refuses it, and nothing is read as text.
+            .extra_float_digits(None);
         let pool = postgres::Pool::new(options, settings);
         drop(pool.lend().await?);
         let work = Group::spawn(Connection::Postgres(pool.clone())).map_err(no_writer)?;

@@ -11,25 +11,33 @@ use sea_orm::DatabaseConnection;
 use sea_orm::DbBackend;
 use sea_orm::DbErr;
 use sea_orm::SqlxPostgresConnector;
+use sqlx::Executor as _;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::postgres::PgPoolOptions;
-use tokio::time::Instant;
 
 use super::Db;
 use super::Schema;
 use super::Writer;
 use super::driver_error;
+use super::sql_state;
 use super::sqlite;
 use super::sqlite_code;
 use super::statement;
 
 /// Other processes that start wait for the one that migrates, and no statement of it is cut off; but not for ever.
 const LONGEST: Duration = Duration::from_hours(1);
-/// How often the lock is asked for. Asked again and again, and not waited for: a statement that waits on a
-/// connection that the network has forgotten would wait for good.
+/// How long the lock is waited for at a time: a statement that waits on a connection that the network has forgotten
+/// would wait for good. The first wait is shorter, so that what it waits for is said.
+const FIRST_WAIT: Duration = Duration::from_secs(3);
+const WAIT: Duration = Duration::from_mins(1);
+/// What an answer may take beyond that.
+const JOURNEY: Duration = Duration::from_secs(10);
+/// Between two tries on SQLite, each of which waits for a while.
 const PAUSE: Duration = Duration::from_millis(200);
-/// A wait for another process that is longer than this is said.
-const SAID_AFTER: Duration = Duration::from_secs(3);
+/// By statements and not with the connection's start, where PgBouncer lets no setting through.
+const UNLIMITED: &str = "SET statement_timeout = 0; SET lock_timeout = 0; \
+     SET idle_in_transaction_session_timeout = 0; SET timezone = 'UTC'; \
+     SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3";
 
 impl Db {
     /// Brings the schema up to date, one process at a time: on PostgreSQL under an advisory lock, on SQLite under
@@ -45,7 +53,7 @@ impl Db {
             match &self.writer {
                 Writer::Sqlite { .. } => {
                     // All or nothing. Dropped, the connection undoes it.
-                    until_taken(async || is_begun(&connection).await).await?;
+                    begin(&connection).await?;
                     if Schema::read(&connection).await?.is_behind()? {
                         Migrator::up(&connection, None).await?;
                     }
@@ -54,7 +62,7 @@ impl Db {
                 Writer::Postgres { .. } => {
                     // Of the connection that migrates, so that whoever lost the lock cannot go on: each migration is
                     // a transaction, and the next would need another connection.
-                    until_taken(async || is_locked(&connection).await).await?;
+                    lock(&connection).await?;
                     if Schema::read(&connection).await?.is_behind()? {
                         Migrator::up(&connection, None).await?;
                     }
@@ -87,51 +95,56 @@ impl Db {
 
 /// One connection and no other. The server notices within half a minute when this machine is gone.
 async fn unlimited(options: &PgConnectOptions) -> Result<DatabaseConnection, DbErr> {
-    let options = options.clone().options([
-        ("statement_timeout", "0"),
-        ("lock_timeout", "0"),
-        ("idle_in_transaction_session_timeout", "0"),
-        ("tcp_keepalives_idle", "10"),
-        ("tcp_keepalives_interval", "5"),
-        ("tcp_keepalives_count", "3"),
-        ("timezone", "UTC"),
-    ]);
     let pool = PgPoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
-    let pool = pool.connect_with(options).await.map_err(super::postgres::connection_failed)?;
+    let pool = pool.after_connect(|connection, _| {
+        Box::pin(async move { connection.execute(UNLIMITED).await.map(drop) })
+    });
+    let pool = pool.connect_with(options.clone()).await;
+    let pool = pool.map_err(super::postgres::connection_failed)?;
     Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
 }
 
-async fn until_taken(take: impl AsyncFn() -> Result<bool, DbErr>) -> Result<(), DbErr> {
-    let (begun, mut is_said) = (Instant::now(), false);
-    while !take().await? {
-        if begun.elapsed() > SAID_AFTER && !is_said {
-            is_said = true;
-            tracing::info!("another process brings the schema up to date; waiting for it");
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
-    Ok(())
-}
-
-async fn is_begun(connection: &DatabaseConnection) -> Result<bool, DbErr> {
+/// Waits for SQLite's one writer.
+async fn begin(connection: &DatabaseConnection) -> Result<(), DbErr> {
     const BUSY: i32 = 5;
 
-    let begun = connection.execute_unprepared("BEGIN IMMEDIATE").await;
     let is_busy = |error: &DbErr| match driver_error(error) {
         Some(sqlx::Error::Database(error)) => {
             sqlite_code(error.as_ref()).is_some_and(|code| code & 0xff == BUSY)
         }
         _ => false,
     };
-    match begun {
-        Ok(_) => Ok(true),
-        Err(error) if is_busy(&error) => Ok(false),
-        Err(error) => Err(error),
+    loop {
+        match connection.execute_unprepared("BEGIN IMMEDIATE").await {
+            Ok(_) => return Ok(()),
+            Err(error) if is_busy(&error) => say_waiting(),
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
-async fn is_locked(connection: &DatabaseConnection) -> Result<bool, DbErr> {
-    let sql = "SELECT pg_try_advisory_lock(hashtext('longshore.migrate'))";
-    let row = connection.query_one_raw(statement(connection, sql, [])).await?;
-    row.map_or(Ok(false), |row| row.try_get_by_index(0))
+/// Waits for PostgreSQL's lock, in the order in which processes come.
+async fn lock(connection: &DatabaseConnection) -> Result<(), DbErr> {
+    let mut wait = FIRST_WAIT;
+    loop {
+        let sql = format!(
+            "SET lock_timeout = {}; SELECT pg_advisory_lock(hashtext('longshore.migrate')); SET lock_timeout = 0",
+            wait.as_millis()
+        );
+        let locked = connection.execute_unprepared(&sql);
+        let Ok(locked) = tokio::time::timeout(wait + JOURNEY, locked).await else {
+            return Err(super::postgres::silence(wait + JOURNEY));
+        };
+        match locked {
+            Ok(_) => return Ok(()),
+            Err(error) if sql_state(&error).as_deref() == Some("55P03") => say_waiting(),
+            Err(error) => return Err(error),
+        }
+        wait = WAIT;
+    }
+}
+
+fn say_waiting() {
+    tracing::info!("another process brings the schema up to date; waiting for it");
 }

@@ -412,6 +412,11 @@ pub fn connection_failed(error: sqlx::Error) -> DbErr {
     DbErr::Conn(RuntimeErr::SqlxError(Arc::new(error)))
 }
 
+/// No answer came.
+pub fn silence(limit: Duration) -> DbErr {
+    connection_failed(failure::silence(limit))
+}
+
 /// The server answers, and takes no writes.
 pub fn read_only() -> DbErr {
     connection_failed(failure::read_only())
