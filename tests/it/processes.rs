@@ -110,7 +110,7 @@ async fn two_workers_share_the_work_with_redis() {
 async fn two_workers_together_stay_within_a_providers_concurrency() {
     let env =
         serve(Options { provider: "max_concurrency = 2\n".to_owned(), ..Options::default() }).await;
-    env.sandbox.configure("a", Settings { latency_ms: 30, ..Settings::default() });
+    env.sandbox.configure("a", Settings { latency_ms: 150, ..Settings::default() });
     let files = upload(&env, 20, &["a"]).await;
     let _workers = [env.also("work"), env.also("work")];
     for file in files {
