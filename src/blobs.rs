@@ -110,16 +110,16 @@ impl Blobs {
         }
     }
 
-    /// Calls off writes that whoever began them will not end: to which nothing was added since `before`, by the store's
+    /// Calls off writes that whoever began them will not end: to which nothing was added for `quiet`, by the store's
     /// clock. Answers how many. In a folder they are objects like any other.
     ///
     /// # Errors
     ///
     /// When the store fails.
-    pub async fn abort_abandoned(&self, before: Timestamp) -> Result<u64, BlobError> {
+    pub async fn abort_abandoned(&self, quiet: Duration) -> Result<u64, BlobError> {
         match &self.place {
             Place::Folder { .. } => Ok(0),
-            Place::Bucket(bucket) => bucket.abort_abandoned(before).await,
+            Place::Bucket(bucket) => bucket.abort_abandoned(self.now().await?.before(quiet)).await,
         }
     }
 

@@ -10,6 +10,7 @@ use sea_orm::DbErr;
 use super::delete_file;
 use crate::app::Account;
 use crate::app::App;
+use crate::blobs::BlobError;
 use crate::blobs::BlobKey;
 use crate::clock::Timestamp;
 use crate::db::warn_of;
@@ -82,10 +83,15 @@ pub async fn run(app: App) {
         if let Err(error) = prune(&app).await {
             warn_of(&error, "could not prune old rows");
         }
-        if round.is_multiple_of(ORPHANS_EVERY)
-            && let Err(error) = sweep_orphans(&app).await
-        {
-            tracing::warn!(error = %error, "could not sweep orphaned blobs");
+        if round.is_multiple_of(ORPHANS_EVERY) {
+            if let Err(error) = sweep_orphans(&app).await {
+                tracing::warn!(error = %error, "could not sweep orphaned blobs");
+            }
+            // Apart from these: a key may be allowed to list objects, and not this.
+            if let Err(error) = call_off_abandoned(&app).await {
+                let error = anyhow::Error::from(error);
+                tracing::warn!("could not call off abandoned uploads to the blob store: {error:#}");
+            }
         }
         round = round.wrapping_add(1);
     }
@@ -272,9 +278,7 @@ async fn sweep_orphans(app: &App) -> Result<(), Error> {
         return Ok(());
     }
     // By the store's own clock: ours may be ahead, and a blob whose row is being committed look old.
-    let now: Timestamp = app.blobs.now().await?;
-    app.blobs.abort_abandoned(now.before(ABANDONED_AFTER)).await?;
-    let before = now.before(ORPHAN_AFTER);
+    let before: Timestamp = app.blobs.now().await?.before(ORPHAN_AFTER);
     let mut old = app.blobs.contents_before(before).chunks(CHUNK as usize);
     while let Some(chunk) = old.next().await {
         let keys = chunk.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -286,5 +290,15 @@ async fn sweep_orphans(app: &App) -> Result<(), Error> {
             app.blobs.delete(&BlobKey::Stored(key)).await?;
         }
     }
+    Ok(())
+}
+
+/// Calls off what a crash in the middle of a write left behind in an object store. In a folder it is an orphan.
+async fn call_off_abandoned(app: &App) -> Result<(), BlobError> {
+    if !app.installation.is_trusted {
+        return Ok(());
+    }
+    let aborted = app.blobs.abort_abandoned(ABANDONED_AFTER).await?;
+    metrics::counter!("longshore_blob_uploads_abandoned_total").increment(aborted);
     Ok(())
 }

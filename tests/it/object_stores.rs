@@ -225,6 +225,7 @@ async fn a_download_whose_connection_to_the_store_breaks_goes_on_at_its_place() 
     let mut read = download.chunk().await.unwrap().unwrap().to_vec();
     let connections = proxy.accepted();
     proxy.cut();
+    eventually(PATIENCE, async || (proxy.open() == 0).then_some(())).await;
     proxy.pass();
     while let Some(chunk) = download.chunk().await.unwrap() {
         read.extend_from_slice(&chunk);
