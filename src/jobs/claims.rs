@@ -292,9 +292,13 @@ pub async fn due_lanes(db: &impl ConnectionTrait, lanes: &[Lane]) -> Result<Hash
     struct Row {
         name: String,
     }
+    // A value, and not `EXISTS`: that PostgreSQL makes a join of, for which it reads all that waits in any lane. And in
+    // the order of `jobs_ready`: where nearly all jobs are of one lane, it hopes to find one of any lane at once, and
+    // reads the whole table.
     let sql = format!(
         "SELECT name FROM lanes WHERE name IN ({}) \
-         AND EXISTS (SELECT 1 FROM jobs WHERE lane = lanes.name AND {READY} AND run_at <= {})",
+         AND (SELECT 1 FROM jobs WHERE lane = lanes.name AND {READY} AND run_at <= {} \
+         ORDER BY rank, owner, run_at, id LIMIT 1) IS NOT NULL",
         placeholders(1, lanes.len()),
         due(db),
     );

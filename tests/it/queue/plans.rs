@@ -11,6 +11,7 @@ use longshore::idempotency;
 use longshore::idempotency::RecordId;
 use longshore::jobs::Ending;
 use longshore::jobs::JobStatus;
+use longshore::jobs::Lane;
 use longshore::jobs::WorkerId;
 use longshore::jobs::backlog;
 use longshore::jobs::claims;
@@ -183,6 +184,32 @@ async fn history_costs_what_runs_all_the_time_nothing(queue: Queue) {
     the_loops_read_what_is_live(&queue).await;
     pruning_reads_no_more_than_what_is_old(&queue).await;
     a_backlog_is_counted_by_what_waits(&queue).await;
+    a_backlog_in_one_lane_costs_a_look_at_others_nothing(&queue).await;
+}
+
+async fn a_backlog_in_one_lane_costs_a_look_at_others_nothing(queue: &Queue) {
+    queue
+        .sql("UPDATE jobs SET status = 'queued', finished_at = NULL WHERE status = 'succeeded'")
+        .await;
+    if queue.db.is_postgres() {
+        queue.sql("ANALYZE jobs").await;
+    }
+    let plans = queue
+        .write(|tx| {
+            Box::pin(async move {
+                let recorded = Recorded::new(tx);
+                let lanes = [Lane::sweeps(), Lane::merges(), Lane::watching("p")];
+                assert!(claims::due_lanes(&recorded, &lanes).await?.is_empty());
+                recorded.plans().await
+            })
+        })
+        .await;
+    assert_frugal(&plans);
+    let (_, plan) = plans[0].split_once('\n').unwrap();
+    assert!(
+        plan.contains("jobs_ready") && (plan.contains("lane =") || plan.contains("lane=?")),
+        "{plan}"
+    );
 }
 
 async fn a_backlog_is_counted_by_what_waits(queue: &Queue) {
