@@ -22,7 +22,6 @@ use super::driver_error;
 use super::sql_state;
 use super::sqlite;
 use super::sqlite_code;
-use super::statement;
 
 /// Other processes that start wait for the one that migrates, and no statement of it is cut off; but not for ever.
 const LONGEST: Duration = Duration::from_hours(1);
