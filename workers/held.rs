@@ -26,6 +26,10 @@ use crate::notices::Hint;
 /// Progress of less than this is not worth a write.
 const REPORTED_FROM: u64 = 4 * 1024 * 1024;
 
+/// How long an attempt without a lease may go on. A process that wakes finds answers that came while it was frozen: what
+/// they tell counts, and is recorded. Nothing more is sent meanwhile, since whoever sends asks [`Lease::holds`].
+const LAST_ANSWERS: Duration = Duration::from_millis(200);
+
 /// Why an attempt is to stop before its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -93,6 +97,10 @@ impl Lease {
         let mut stop = self.stop.subscribe();
         // The sender lives as long as `self`.
         match stop.wait_for(Option::is_some).await.map(|stop| *stop) {
+            Ok(Some(Stop::LeaseLost)) => {
+                tokio::time::sleep(LAST_ANSWERS).await;
+                Stop::LeaseLost
+            }
             Ok(Some(reason)) => reason,
             _ => std::future::pending().await,
         }

@@ -1,5 +1,7 @@
 //! What every answer has: the error envelope, the request id, and no 500 whatever is asked.
 
+use std::time::Duration;
+
 use reqwest::Method;
 use serde_json::Value;
 use serde_json::json;
@@ -9,6 +11,7 @@ use crate::support::Env;
 use crate::support::Options;
 use crate::support::answer;
 use crate::support::database::Kind;
+use crate::support::eventually;
 
 fn is_envelope(error: &Value) -> bool {
     let detail = &error["error"];
@@ -153,12 +156,11 @@ async fn a_sane_request_id_is_kept_and_reaches_the_jobs() {
     let (_, file) = answer(response).await;
     let job = file["mappings"][0]["job_id"].as_str().unwrap();
     assert_eq!(env.client.get(&format!("/v1/jobs/{job}")).await.1["request_id"], "mine-1.2:3_4");
-    assert!(
-        env.server
-            .log()
-            .lines()
-            .any(|line| line.contains("mine-1.2:3_4") && line.contains("accepted file"))
-    );
+    let is_logged = |line: &str| line.contains("mine-1.2:3_4") && line.contains("accepted file");
+    eventually(Duration::from_secs(10), async || {
+        env.server.log().lines().any(is_logged).then_some(())
+    })
+    .await;
     let long = "x".repeat(129);
     for insane in ["", "two words", "a\"b", "<script>", long.as_str()] {
         let request = env.client.request(Method::GET, "/v1/models").header("x-request-id", insane);
