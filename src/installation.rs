@@ -1,7 +1,7 @@
 //! The installation's id: what marks our objects at the providers.
 //!
 //! It lies in the database and in the blob store. When the two differ, one of them was restored or
-//! cloned, and what the database says of the providers may be old: then nothing is deleted there. A copy that
+//! cloned, and what the database says of the providers may be old: then nothing is sent or deleted there. A copy that
 //! `longshore backup` has made says by itself that it is one, since its id is the same.
 
 use std::sync::Arc;
@@ -22,12 +22,14 @@ use crate::error::Error;
 use crate::files;
 use crate::mappings;
 use crate::mappings::INSTALLATION_LENGTH;
+use crate::runs;
 
 /// Who this is.
 #[derive(Clone, Debug)]
 pub struct Installation {
     pub id: Arc<str>,
-    /// Whether database and blob store belong together, as they are. If not, nothing is deleted at providers.
+    /// Whether database and blob store belong together, as they are. If not, nothing is
+    /// sent to providers, and nothing deleted there.
     pub is_trusted: bool,
 }
 
@@ -56,8 +58,8 @@ pub async fn ensure(db: &Db, blobs: &Blobs, now: Timestamp) -> Result<Installati
     let is_restored = is_restored(db).await?;
     if is_restored {
         tracing::error!(
-            "the database was restored from a backup: nothing is deleted at providers, and no blob, until \
-             `longshore doctor --adopt` says that it may be"
+            "the database was restored from a backup: nothing is deleted at providers, no blob is, and nothing is sent \
+             to providers until `longshore doctor --adopt` says that it may be"
         );
     }
     let is_same = in_store == id;
@@ -66,7 +68,7 @@ pub async fn ensure(db: &Db, blobs: &Blobs, now: Timestamp) -> Result<Installati
             database = %id,
             blob_store = %in_store,
             "the database and the blob store belong to different installations, as after a restore or a clone; \
-             nothing is deleted at providers until they agree; `longshore doctor` says what to do"
+             nothing is deleted at providers or sent there until they agree; `longshore doctor` says what to do"
         );
     }
     Ok(Installation { id: id.into(), is_trusted: is_same && !is_restored })
@@ -116,22 +118,29 @@ pub async fn is_restored(db: &Db) -> Result<bool, DbErr> {
 /// Makes the two agree, by hand: the blob store takes the database's id, since what lies at the
 /// providers is marked with that. Answers the id. Who runs already learns of it at the next start.
 ///
+/// What the database takes for not sent may have been sent since it was copied: each provider's list is asked for it
+/// first, as after an answer that was lost.
+///
 /// # Errors
 ///
 /// When the database or the blob store cannot be reached.
 pub async fn adopt(db: &Db, blobs: &Blobs, now: Timestamp) -> Result<String, Error> {
     let id = ensure_in_database(db, now).await?;
     write(blobs, &id).await?;
-    if is_restored(db).await? {
-        let forgotten: Result<(), DbErr> = db
-            .intake(|tx| {
-                Box::pin(async move {
-                    tx.execute_unprepared("PRAGMA user_version = 0").await.map(|_| ())
-                })
+    let is_restored = is_restored(db).await?;
+    let doubted: Result<(), DbErr> = db
+        .intake(move |tx| {
+            Box::pin(async move {
+                mappings::store::doubt_all(tx, now).await?;
+                runs::store::doubt_all(tx).await?;
+                if is_restored {
+                    tx.execute_unprepared("PRAGMA user_version = 0").await?;
+                }
+                Ok(())
             })
-            .await;
-        forgotten?;
-    }
+        })
+        .await;
+    doubted?;
     Ok(id)
 }
 

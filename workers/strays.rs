@@ -16,12 +16,13 @@ use crate::providers::ProviderFileId;
 
 const UNTRUSTED_PAUSE: Duration = Duration::from_secs(600);
 
-/// What a job comes to that would delete something while it is not known whose it is.
+/// What a job comes to that would make or delete something at a provider while the database may be an old one: what it
+/// would make may be there already, and what it would delete may be another's.
 pub fn untrusted() -> Conclusion {
     let failure = Failure::transient(
         "installation_mismatch",
-        "nothing is deleted at providers while the database and the blob store belong to different installations; \
-         `longshore doctor` says what to do",
+        "nothing is sent to providers and nothing deleted there while the database is a restored one, or belongs to \
+         another installation than the blob store; `longshore doctor` says what to do",
     );
     Conclusion::Again { after: UNTRUSTED_PAUSE, failure: Some(failure) }
 }

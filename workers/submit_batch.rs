@@ -17,6 +17,7 @@ use super::attempt::Done;
 use super::attempt::Effects;
 use super::listing::Unread;
 use super::registry::Nothing;
+use super::strays;
 use crate::app::Account;
 use crate::batches;
 use crate::clock::Timestamp;
@@ -120,6 +121,9 @@ async fn submit(attempt: &Attempt, run: &Run, sent: SentWhole) -> Submitted {
         let message = format!("the provider `{}` is not configured any more", run.provider);
         return Submitted::of(Conclusion::transient("provider_not_configured", message));
     };
+    if !attempt.app.installation.is_trusted {
+        return Submitted::of(strays::untrusted());
+    }
     if run.unknown_for().is_some() {
         match settle(attempt, account, run).await {
             Ok(()) => {}

@@ -19,6 +19,7 @@ use super::attempt::Done;
 use super::attempt::Effects;
 use super::held::Lease;
 use super::registry::Nothing;
+use super::strays;
 use crate::app::Account;
 use crate::blobs::BlobError;
 use crate::blobs::BlobKey;
@@ -120,6 +121,9 @@ async fn carry(attempt: &Attempt, upload: &Upload, sent: SentWhole) -> Carried {
         let message = format!("the provider `{}` is not configured any more", upload.provider);
         return Carried::of(Conclusion::transient("provider_not_configured", message));
     };
+    if !attempt.app.installation.is_trusted {
+        return Carried::of(strays::untrusted());
+    }
     if upload.deleted_at.is_some() {
         return Carried::of(Conclusion::permanent("file_deleted", "the file was deleted"));
     }

@@ -240,6 +240,13 @@ pub async fn give_back(
     Ok(tx.execute_raw(statement(tx, &sql, values)).await?.rows_affected() == 1)
 }
 
+/// Doubts of every upload that has not ended whether it was sent already: by another copy of this database.
+pub async fn doubt_all(tx: &impl ConnectionTrait, now: Timestamp) -> Result<(), DbErr> {
+    let sql = "UPDATE mappings SET unknown_since = COALESCE(unknown_since, $1), looked_at = NULL \
+               WHERE status IN ('pending', 'uploading')";
+    tx.execute_raw(statement(tx, sql, [now.0.into()])).await.map(|_| ())
+}
+
 /// The provider's list was read to its end and did not show the upload.
 pub async fn looked(tx: &impl ConnectionTrait, id: MappingId, at: Timestamp) -> Result<(), DbErr> {
     let sql = "UPDATE mappings SET looked_at = $2 WHERE id = $1 AND unknown_since IS NOT NULL";

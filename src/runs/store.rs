@@ -11,6 +11,7 @@ use sea_orm::FromQueryResult;
 use sea_orm::Value;
 
 pub use self::creates::begin_create;
+pub use self::creates::doubt_all;
 pub use self::creates::has_others_open;
 pub use self::creates::look_anew;
 pub use self::creates::looked;

@@ -6,12 +6,14 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use longshore::sandbox::Operation;
 use serde_json::Value;
 use serde_json::json;
 
 use crate::support::Env;
 use crate::support::Kind;
 use crate::support::Options;
+use crate::support::batches::WATCHFUL;
 use crate::support::eventually;
 use crate::support::run;
 
@@ -85,7 +87,6 @@ async fn a_backup_made_under_load_is_a_database_that_serves_once_it_is_adopted()
     assert!(restored.iter().all(|id| taken.contains(id) || before.contains(id)));
     for id in restored.iter().take(20) {
         assert_eq!(env.client.content(&json!(id)).await, b"some bytes\n");
-        assert_eq!(env.client.settled(id).await["status"], "processed");
     }
     // A webhook's secret can be read with the key of the backup.
     let endpoints = env.client.get("/v1/webhook_endpoints").await.1;
@@ -103,12 +104,46 @@ async fn a_backup_made_under_load_is_a_database_that_serves_once_it_is_adopted()
     let (code, check) = installation(&env.folder(), &["--adopt"]);
     assert_eq!((code, &check["status"]), (0, &json!("ok")), "{check:#}");
     env.server.terminate();
+    env.database.execute("UPDATE jobs SET run_at = 0 WHERE finished_at IS NULL").await;
     env.restart();
+    for id in restored.iter().take(20) {
+        assert_eq!(env.client.settled(id).await["status"], "processed");
+    }
     let known = restored.len() + 1;
     eventually(PATIENCE, async || (env.blobs() == known).then_some(())).await;
     let (code, _) = installation(&env.folder(), &[]);
     assert_eq!(code, 0);
     assert!(!env.server.log().contains("restored from a backup"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_restored_database_takes_for_not_sent_is_looked_for_before_it_is_sent() {
+    let mut env = Env::with(Options { extra: WATCHFUL.to_owned(), ..Options::default() }).await;
+    let file = env.client.upload_requests(&["a"], 1).await;
+    let file = env.client.settled(file["id"].as_str().unwrap()).await;
+    env.lane("a", "pause").await;
+    let batch = env.client.batch_on(&file).await;
+    let other = env.client.upload(&["a"]).await;
+    assert_eq!(run(&env.folder(), &["backup", "copy"], &[]).code, 0);
+    env.lane("a", "resume").await;
+    assert_eq!(env.client.batch_ended(&batch).await["status"], "completed");
+    env.client.settled(other["id"].as_str().unwrap()).await;
+    env.server.terminate();
+
+    restore(&env.folder(), "copy");
+    env.restart();
+    env.lane("a", "resume").await;
+    let waiting = "SELECT count(*) FROM jobs WHERE error LIKE '%installation_mismatch%'";
+    eventually(PATIENCE, async || (env.database.count(waiting).await == 2).then_some(())).await;
+    assert_eq!(installation(&env.folder(), &["--adopt"]).0, 0);
+    env.server.terminate();
+    env.database.execute("UPDATE jobs SET run_at = 0 WHERE finished_at IS NULL").await;
+    env.restart();
+    let settled = env.client.settled(other["id"].as_str().unwrap()).await;
+    assert_eq!(settled["status"], "processed", "{settled}");
+    assert_eq!(env.client.batch_ended(&batch).await["status"], "completed");
+    assert_eq!(env.calls("a", Operation::CreateBatch), 1);
+    assert_eq!(env.calls("a", Operation::Upload), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -257,6 +257,10 @@ async fn a_queue_that_nobody_serves_and_lanes_that_stand_still_are_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blob_store_of_another_installation_is_adopted_by_hand_and_nothing_is_deleted_before() {
     let mut env = Env::start().await;
+    env.spoil("a", Fault::LostAnswer);
+    let file = env.client.upload(&["a"]).await;
+    let file = env.client.settled(file["id"].as_str().unwrap()).await;
+    assert_eq!(mapping(&file, "a")["status"], "ready", "{file}");
     env.server.terminate();
     let mark = env.folder().join("blobs").join("installation");
     let ours = std::fs::read_to_string(&mark).unwrap();
@@ -264,10 +268,6 @@ async fn a_blob_store_of_another_installation_is_adopted_by_hand_and_nothing_is_
 
     // A look after a lost answer deletes superfluous copies: not now.
     env.restart();
-    env.spoil("a", Fault::LostAnswer);
-    let file = env.client.upload(&["a"]).await;
-    let file = env.client.settled(file["id"].as_str().unwrap()).await;
-    assert_eq!(mapping(&file, "a")["status"], "ready", "{file}");
     env.database
         .execute("UPDATE jobs SET run_at = 0 WHERE kind = 'verify_upload' AND finished_at IS NULL")
         .await;

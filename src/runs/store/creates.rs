@@ -61,6 +61,16 @@ pub async fn set_unknown(
     tx.execute_raw(statement(tx, &sql, [id.0.into()])).await.map(|_| ())
 }
 
+/// Doubts of every create that has not ended whether it was sent already: by another copy of this database.
+pub async fn doubt_all(tx: &impl ConnectionTrait) -> Result<(), DbErr> {
+    let sql = format!(
+        "UPDATE batch_runs SET unknown_since = COALESCE(unknown_since, {}), looked_at = NULL \
+         WHERE provider_batch_id IS NULL AND ended_at IS NULL AND marker IS NOT NULL",
+        db::now(tx)
+    );
+    tx.execute_unprepared(&sql).await.map(|_| ())
+}
+
 /// Begins the looks for a create of unknown outcome anew.
 pub async fn look_anew(tx: &impl ConnectionTrait, id: RunId) -> Result<(), DbErr> {
     let sql = "UPDATE batch_runs SET looked_at = NULL WHERE id = $1";
