@@ -168,8 +168,9 @@ async fn accept(
     listener: &TcpListener,
     connections: &Connections,
 ) -> std::io::Result<(TcpStream, Place)> {
-    let place = connections.take().await;
     let (stream, _) = listener.accept().await?;
+    // Not before somebody has come: whoever is closed to make room may be one who came a moment ago.
+    let place = connections.take().await;
     // Small answers go at once; a socket that does not take the option is no worse for it.
     drop(stream.set_nodelay(true));
     Ok((stream, place))
