@@ -4,11 +4,13 @@
 //! `tests/faults.sh [minutes]` runs it for long; the tests run it for less than a minute. `LONGSHORE_TEST_SEED` repeats
 //! its choices; the moments themselves are the machine's.
 
+mod at_work;
 mod checker;
 mod clients;
 mod fleet;
 mod history;
 mod injector;
+mod rows;
 
 use std::time::Duration;
 use std::time::Instant;
@@ -19,10 +21,10 @@ use rand::rngs::StdRng;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use self::checker::Rows;
 use self::clients::World;
 use self::fleet::Fleet;
 use self::history::History;
+use self::rows::Rows;
 use crate::support::Receiver;
 
 /// Of a run in the tests.

@@ -7,59 +7,25 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::time::Instant;
 
-use longshore::db::Db;
 use longshore::sandbox::Purpose;
 use reqwest::Method;
-use sea_orm::ConnectionTrait as _;
-use sea_orm::QueryResult;
 use serde_json::Value;
 use serde_json::json;
 use sha2::Digest as _;
 use sha2::Sha256;
 
+use super::at_work;
 use super::fleet::Fleet;
 use super::fleet::MODELS;
 use super::history::Fate;
 use super::history::File;
 use super::history::History;
+use super::rows::Rows;
 use crate::support::Client;
 use crate::support::Receiver;
 
 /// How long everything may take to come to rest once nothing is in the way any more.
 const REST: Duration = Duration::from_secs(120);
-
-/// The database, without any proxy before it.
-pub struct Rows(Db);
-
-impl Rows {
-    pub async fn of(fleet: &Fleet) -> Self {
-        Self(Db::connect(&fleet.database_url()).await.unwrap())
-    }
-
-    async fn query(&self, sql: &str) -> Vec<QueryResult> {
-        let statement = longshore::db::statement(self.0.read(), sql, []);
-        self.0.scan().query_all_raw(statement).await.unwrap()
-    }
-
-    async fn count(&self, sql: &str) -> i64 {
-        self.query(sql).await[0].try_get_by_index(0).unwrap()
-    }
-
-    async fn texts(&self, sql: &str) -> Vec<String> {
-        let rows = self.query(sql).await;
-        rows.iter().map(|row| row.try_get_by_index(0).unwrap()).collect()
-    }
-
-    async fn execute(&self, sql: &'static str) {
-        let written: Result<(), sea_orm::DbErr> = self
-            .0
-            .work_alone(move |tx| {
-                Box::pin(async move { tx.execute_unprepared(sql).await.map(|_| ()) })
-            })
-            .await;
-        written.unwrap();
-    }
-}
 
 /// Lets go of what the dead hold for the sake of their clients, as if half a minute had passed.
 pub async fn release_keys(rows: &Rows) {
@@ -192,6 +158,7 @@ pub async fn check(fleet: &mut Fleet, rows: &Rows, receiver: &Receiver, history:
     check_batches(fleet, &client, history).await;
     check_rows(rows, history).await;
     check_told(rows, receiver, history).await;
+    at_work::check(fleet, rows, history).await;
     check_blobs(fleet, rows, history).await;
 }
 

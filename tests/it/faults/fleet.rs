@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use longshore::sandbox::Sandbox;
 use longshore::sandbox::Settings;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::history::History;
@@ -113,11 +114,7 @@ impl Fleet {
 
     /// Clients of every process that takes uploads, with the key of `alice`.
     pub fn clients(&self) -> Vec<Client> {
-        self.members
-            .iter()
-            .filter(|member| member.has_intake())
-            .map(|member| Client::new(&format!("http://127.0.0.1:{}", member.listen), ALICE_KEY))
-            .collect()
+        self.members.iter().filter_map(Member::client).collect()
     }
 
     /// Starts a process, without waiting for it.
@@ -197,6 +194,24 @@ impl Fleet {
 impl Member {
     pub fn has_intake(&self) -> bool {
         self.command != "work"
+    }
+
+    /// A client of its intake, with the key of `alice`.
+    pub fn client(&self) -> Option<Client> {
+        let base = format!("http://127.0.0.1:{}", self.listen);
+        self.has_intake().then(|| Client::new(&base, ALICE_KEY))
+    }
+
+    pub fn runs_jobs(&self) -> bool {
+        self.command != "serve"
+    }
+
+    /// The id that its present process runs jobs as, once it does.
+    pub fn worker(&self) -> Option<String> {
+        let log = self.process.as_ref()?.log();
+        let started = log.lines().find(|line| line.contains("workers started"))?;
+        let line: Value = serde_json::from_str(started).ok()?;
+        line["worker"].as_str().map(str::to_owned)
     }
 
     fn is_up(&self) -> bool {
