@@ -190,6 +190,9 @@ async fn check_files(client: &Client, listed: &[Value], history: &History) {
             (None, Fate::Kept) => {
                 history.violation(format_args!("`{}` ({}) is lost", file.filename, file.id));
             }
+            (Some(found), Fate::Promised) => {
+                history.violation(format_args!("`{}` was never deleted: {found}", file.filename));
+            }
             (Some(found), Fate::Gone) => {
                 history.violation(format_args!("`{}` is back: {found}", file.filename));
             }
@@ -351,8 +354,10 @@ async fn check_rows(rows: &Rows, history: &History) {
             "SELECT count(*) FROM jobs WHERE attempt > max_attempts",
         ),
         (
-            "sweeps whose counts do not add up",
-            "SELECT count(*) FROM sweeps WHERE status <> 'succeeded' OR deleted + failed + skipped <> matched",
+            // No batch runs on any file that one is asked for, and each is asked for once.
+            "sweeps that did not delete all that they were asked to",
+            "SELECT count(*) FROM sweeps WHERE status <> 'succeeded' OR failed <> 0 OR skipped <> 0 \
+             OR deleted <> matched OR matched <> (filter::json ->> 'file_ids')::bigint",
         ),
         (
             "runs whose counts are not those of their rows",

@@ -415,7 +415,10 @@ async fn sweep(world: &World, name: &str, random: &mut StdRng) {
         .await;
     let Answer::Told { status, body, .. } = answer else { return };
     if status != 200 {
-        world.history.violation(format_args!("sweep: {status} {body}"));
+        return world.history.violation(format_args!("sweep: {status} {body}"));
+    }
+    for file in &files {
+        world.history.decide(&file.filename, Fate::Promised);
     }
 }
 

@@ -17,6 +17,8 @@ pub enum Fate {
     Kept,
     /// Its delete was sent and not answered: it may be there or not.
     Going,
+    /// Its delete was accepted: it may be there yet, and has to go.
+    Promised,
     Gone,
 }
 
