@@ -5,6 +5,7 @@
 //! its choices; the moments themselves are the machine's.
 
 mod at_work;
+mod batches;
 mod checker;
 mod clients;
 mod fleet;

@@ -15,6 +15,7 @@ use sha2::Digest as _;
 use sha2::Sha256;
 
 use super::at_work;
+use super::batches;
 use super::fleet::Fleet;
 use super::fleet::MODELS;
 use super::history::Fate;
@@ -155,7 +156,7 @@ pub async fn check(fleet: &mut Fleet, rows: &Rows, receiver: &Receiver, history:
     let listed = list_files(&client).await;
     check_files(&client, &listed, history).await;
     check_copies(fleet, &listed, history);
-    check_batches(fleet, &client, history).await;
+    batches::check(fleet, &client, rows, history).await;
     check_rows(rows, history).await;
     check_told(rows, receiver, history).await;
     at_work::check(fleet, rows, history).await;
@@ -258,59 +259,6 @@ fn check_copies(fleet: &Fleet, listed: &[Value], history: &History) {
     }
 }
 
-/// Each batch has ended as it should, once at each provider, with every line's result.
-async fn check_batches(fleet: &Fleet, client: &Client, history: &History) {
-    for batch in history.batches() {
-        let (status, body) = client.get(&format!("/v1/batches/{}", batch.id)).await;
-        history.checked("batch compared");
-        let input = history.file(&batch.input);
-        let may_be_cancelled =
-            batch.is_cancelled || input.as_ref().is_some_and(|file| file.fate != Fate::Kept);
-        let end = body["status"].as_str().unwrap_or_default();
-        let is_right = match end {
-            "completed" => true,
-            "cancelled" => may_be_cancelled,
-            _ => false,
-        };
-        if status != 200 || !is_right || batch.end.is_some_and(|before| before != end) {
-            history.violation(format_args!("batch {}: {status} {body}", batch.id));
-            continue;
-        }
-        if let Some(file) = input.filter(|_| end == "completed" && !may_be_cancelled) {
-            let total = file.requests * file.models.len();
-            let counts = json!({"total": total, "completed": total, "failed": 0});
-            let results = count_results(client, &batch.id).await;
-            if body["request_counts"] != counts || results != total {
-                history.violation(format_args!("{results} results of {counts}: {body}"));
-            }
-        }
-    }
-    for model in MODELS {
-        let mut markers = BTreeSet::new();
-        for batch in fleet.sandbox.batches(model) {
-            history.checked("batch of a provider compared");
-            let marker = batch.metadata.as_ref().and_then(|metadata| metadata.get("longshore"));
-            if !marker.is_some_and(|marker| markers.insert(marker.clone())) {
-                history.violation(format_args!("a second batch at `{model}`: {batch:?}"));
-            }
-        }
-    }
-}
-
-async fn count_results(client: &Client, id: &str) -> usize {
-    let (mut seen, mut after) = (0, String::new());
-    loop {
-        let path = format!("/v1/batches/{id}/results?limit=100{after}");
-        let (status, page) = client.get(&path).await;
-        let Some(data) = page["data"].as_array().filter(|_| status == 200) else { return 0 };
-        seen += data.iter().filter(|line| line["status"] == "succeeded").count();
-        if page["has_more"] != true {
-            return seen;
-        }
-        after = format!("&after={}", page["last_id"].as_str().unwrap());
-    }
-}
-
 /// The rows agree with each other.
 async fn check_rows(rows: &Rows, history: &History) {
     for (what, sql) in [
@@ -358,12 +306,6 @@ async fn check_rows(rows: &Rows, history: &History) {
             "sweeps that did not delete all that they were asked to",
             "SELECT count(*) FROM sweeps WHERE status <> 'succeeded' OR failed <> 0 OR skipped <> 0 \
              OR deleted <> matched OR matched <> (filter::json ->> 'file_ids')::bigint",
-        ),
-        (
-            "runs whose counts are not those of their rows",
-            "SELECT count(*) FROM batch_runs r WHERE r.outcome = 'completed' AND r.completed <> \
-             (SELECT count(*) FROM batch_results l WHERE l.run_id = r.id AND l.outcome = 'succeeded' \
-             AND l.problem IS NULL)",
         ),
         (
             "lines that were taken in twice",

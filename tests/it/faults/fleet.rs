@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 use std::time::Instant;
 
+use longshore::sandbox::BatchSettings;
 use longshore::sandbox::Sandbox;
 use longshore::sandbox::Settings;
 use serde_json::Value;
@@ -36,6 +37,10 @@ pub const FIRST_WORKER: usize = 2;
 const DATABASE: &str = "postgres";
 /// Within the `list_lag` of the configuration: whoever looks twice at once, or by a clock of its own, misses a copy.
 const LIST_LAG_MS: u64 = 150;
+/// Of four or fewer that a batch goes through: long enough for cancels, deletes and faults to meet it in each.
+const BATCH_PHASE_MS: u64 = 1200;
+/// Of the lines of a batch.
+const FAILING_PERCENT: u8 = 10;
 /// How long a process may take to start while all that it needs is there.
 const START: Duration = Duration::from_secs(60);
 
@@ -73,7 +78,13 @@ impl Fleet {
             tokio::task::block_in_place(|| (Postgres::running(), Redis::running()));
         let sandbox = Sandbox::bind(([127, 0, 0, 1], 0).into()).unwrap();
         for model in MODELS {
-            sandbox.configure(model, Settings { list_lag_ms: LIST_LAG_MS, ..Settings::default() });
+            let batches = BatchSettings {
+                phase_ms: BATCH_PHASE_MS,
+                failing_percent: FAILING_PERCENT,
+                ..BatchSettings::default()
+            };
+            let settings = Settings { list_lag_ms: LIST_LAG_MS, batches, ..Settings::default() };
+            sandbox.configure(model, settings);
         }
         let to_providers = Proxy::before(sandbox.local_addr().port());
         std::fs::write(folder.path().join("longshore.toml"), configuration(to_providers.port))
