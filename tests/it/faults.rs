@@ -12,6 +12,7 @@ mod fleet;
 mod history;
 mod injector;
 mod rows;
+mod strangers;
 
 use std::time::Duration;
 use std::time::Instant;
@@ -26,6 +27,7 @@ use self::clients::World;
 use self::fleet::Fleet;
 use self::history::History;
 use self::rows::Rows;
+use self::strangers::Strangers;
 use crate::support::Receiver;
 
 /// Of a run in the tests.
@@ -53,6 +55,7 @@ async fn whatever_breaks_every_answer_that_was_given_stays_true() {
     let mut random = StdRng::seed_from_u64(seed);
     let mut fleet = Fleet::start().await;
     fleet.all_up().await;
+    let strangers = Strangers::plant(&fleet).await;
     let receiver = Receiver::start().await;
     let world = World {
         servers: fleet.clients().into(),
@@ -86,7 +89,7 @@ async fn whatever_breaks_every_answer_that_was_given_stays_true() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     over.cancel();
     follower.await.unwrap();
-    checker::check(&mut fleet, &rows, &receiver, &world.history).await;
+    checker::check(&mut fleet, &rows, &receiver, &strangers, &world.history).await;
     fleet.read_logs(&world.history);
 
     println!("{}", world.history.report());

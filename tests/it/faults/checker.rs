@@ -22,6 +22,8 @@ use super::history::Fate;
 use super::history::File;
 use super::history::History;
 use super::rows::Rows;
+use super::strangers;
+use super::strangers::Strangers;
 use crate::support::Client;
 use crate::support::Receiver;
 
@@ -151,14 +153,23 @@ async fn report_stuck(rows: &Rows, history: &History) {
 }
 
 /// Everything that can be asked of what is left.
-pub async fn check(fleet: &mut Fleet, rows: &Rows, receiver: &Receiver, history: &History) {
+pub async fn check(
+    fleet: &mut Fleet,
+    rows: &Rows,
+    receiver: &Receiver,
+    strangers: &Strangers,
+    history: &History,
+) {
     let client = fleet.clients().remove(0);
     let listed = list_files(&client).await;
     check_files(&client, &listed, history).await;
-    check_copies(fleet, &listed, history);
+    check_copies(fleet, &listed, strangers, history);
     batches::check(fleet, &client, rows, history).await;
     check_rows(rows, history).await;
     check_told(rows, receiver, history).await;
+    // Only now: it would delete what should not have been left.
+    strangers::reconcile(&client, history).await;
+    check_copies(fleet, &listed, strangers, history);
     at_work::check(fleet, rows, history).await;
     check_blobs(fleet, rows, history).await;
 }
@@ -231,8 +242,9 @@ async fn check_deletion(client: &Client, file: &File, history: &History) {
     }
 }
 
-/// Each mapping's copy is live at its provider, with the file's bytes where they go as they are; no other upload is.
-fn check_copies(fleet: &Fleet, listed: &[Value], history: &History) {
+/// Each mapping's copy is live at its provider, with the file's bytes where they go as they are, and so is what is
+/// strangers'; no other upload is.
+fn check_copies(fleet: &Fleet, listed: &[Value], strangers: &Strangers, history: &History) {
     for model in MODELS {
         let live = fleet.sandbox.live_files(model).into_iter();
         let mut live: BTreeMap<String, _> = live
@@ -251,6 +263,12 @@ fn check_copies(fleet: &Fleet, listed: &[Value], history: &History) {
             });
             if !is_whole || mapping["status"] != "ready" {
                 history.violation(format_args!("no copy at `{model}` of {file}"));
+            }
+        }
+        for stranger in strangers.at(model) {
+            history.checked("stranger's file compared");
+            if live.remove(&stranger.id).is_none() {
+                history.violation(format_args!("deleted at `{model}`, and not ours: {stranger:?}"));
             }
         }
         for copy in live.values() {

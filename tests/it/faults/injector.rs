@@ -17,8 +17,12 @@ use super::fleet::Fleet;
 use super::fleet::LEASE;
 use super::fleet::MODELS;
 use super::history::History;
+use super::strangers;
 use crate::support::ADMIN_KEY;
 use crate::support::Client;
+
+/// Often enough for it to meet uploads, deletes and faults in every order.
+const RECONCILED_EVERY: Duration = Duration::from_secs(3);
 
 /// What goes wrong, and how it is put right again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +144,7 @@ struct Begun {
 /// Makes trouble until `end`, several at a time, and puts everything right.
 pub async fn make_trouble(fleet: &mut Fleet, history: &History, random: &mut StdRng, end: Instant) {
     let (mut begun, mut next) = (Vec::<Begun>::new(), Instant::now());
-    let mut tidied = Instant::now();
+    let (mut tidied, mut reconciled) = (Instant::now(), Instant::now());
     while Instant::now() < end {
         let (over, rest) = begun.into_iter().partition(|begun| begun.ends_at <= Instant::now());
         begun = rest;
@@ -164,6 +168,10 @@ pub async fn make_trouble(fleet: &mut Fleet, history: &History, random: &mut Std
                 // What a provider holds back it gives up in the end, perhaps late.
                 fleet.sandbox.release(model);
             }
+        }
+        if reconciled.elapsed() > RECONCILED_EVERY {
+            reconciled = Instant::now();
+            tokio::spawn(strangers::ask(fleet.clients()));
         }
         supervise(fleet, &begun);
         tokio::time::sleep(Duration::from_millis(20)).await;
