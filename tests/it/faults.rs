@@ -13,6 +13,7 @@ mod history;
 mod injector;
 mod rows;
 mod strangers;
+mod waits;
 
 use std::time::Duration;
 use std::time::Instant;
@@ -80,11 +81,14 @@ async fn whatever_breaks_every_answer_that_was_given_stays_true() {
 
     world.closing.cancel();
     let rows = Rows::of(&fleet).await;
-    checker::release_keys(&rows).await;
+    waits::check(&rows, &world.history).await;
+    injector::resume_lanes(fleet.clients()).await;
+    waits::release_keys(&rows).await;
     for client in clients {
         client.await.unwrap();
     }
-    checker::come_to_rest(&mut fleet, &rows, &world.history).await;
+    waits::check(&rows, &world.history).await;
+    waits::come_to_rest(&mut fleet, &rows, &world.history).await;
     // The stream catches up within its own interval of coming again.
     tokio::time::sleep(Duration::from_secs(3)).await;
     over.cancel();

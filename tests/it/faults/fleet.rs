@@ -1,6 +1,7 @@
 //! The machines: processes of the real binary, each with a network of its own to the servers that all of them share,
 //! and a supervisor that starts what has ended.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -54,6 +55,10 @@ pub struct Member {
     pub to_postgres: Proxy,
     pub to_redis: Proxy,
     process: Option<Process>,
+    /// Whether its present process was killed, frozen, or kept from the database.
+    is_harmed: bool,
+    /// The ids that those before it ran jobs as to which that happened.
+    harmed: Vec<String>,
     /// What processes of this name have logged before this one.
     past: Vec<String>,
 }
@@ -97,6 +102,8 @@ impl Fleet {
             to_postgres: Proxy::before(postgres.port),
             to_redis: Proxy::before(redis.port),
             process: None,
+            is_harmed: false,
+            harmed: Vec::new(),
             past: Vec::new(),
         };
         let members = vec![
@@ -148,6 +155,7 @@ impl Fleet {
         }
         let arguments = ["--log-format", "json", member.command];
         member.process = Some(Process::start(folder, &arguments, &environment));
+        member.is_harmed = false;
     }
 
     /// Starts a process again that has ended by itself, as a supervisor does.
@@ -178,7 +186,14 @@ impl Fleet {
 
     /// SIGKILL.
     pub fn kill(&mut self, place: usize) {
+        self.members[place].harm();
         self.members[place].bury();
+    }
+
+    /// The ids of all workers that may have gone silent, for what was done to them.
+    pub fn harmed(&self) -> BTreeSet<String> {
+        let now = self.members.iter().filter(|member| member.is_harmed).filter_map(Member::worker);
+        self.members.iter().flat_map(|member| member.harmed.clone()).chain(now).collect()
     }
 
     /// What no process may log, whatever happens to it.
@@ -219,10 +234,7 @@ impl Member {
 
     /// The id that its present process runs jobs as, once it does.
     pub fn worker(&self) -> Option<String> {
-        let log = self.process.as_ref()?.log();
-        let started = log.lines().find(|line| line.contains("workers started"))?;
-        let line: Value = serde_json::from_str(started).ok()?;
-        line["worker"].as_str().map(str::to_owned)
+        worker_of(&self.process.as_ref()?.log())
     }
 
     fn is_up(&self) -> bool {
@@ -232,6 +244,11 @@ impl Member {
 
     fn has_ended(&mut self) -> bool {
         self.process.as_mut().is_none_or(Process::has_ended)
+    }
+
+    /// From here on, its present process may be taken for dead by others.
+    pub fn harm(&mut self) {
+        self.is_harmed = true;
     }
 
     /// SIGSTOP, or SIGCONT.
@@ -257,6 +274,7 @@ impl Member {
         if let Some(mut process) = self.process.take() {
             process.kill();
             let (_, log) = process.all();
+            self.harmed.extend(worker_of(&log).filter(|_| self.is_harmed));
             self.past.push(log);
         }
     }
@@ -265,6 +283,13 @@ impl Member {
         let now = self.process.as_ref().map(Process::log).unwrap_or_default();
         self.past.iter().map(String::as_str).chain([now.as_str()]).collect::<Vec<_>>().join("---\n")
     }
+}
+
+/// The id under which the process that logged this runs jobs.
+fn worker_of(log: &str) -> Option<String> {
+    let started = log.lines().find(|line| line.contains("workers started"))?;
+    let line: Value = serde_json::from_str(started).ok()?;
+    line["worker"].as_str().map(str::to_owned)
 }
 
 /// What makes a process's clock be off.

@@ -16,6 +16,7 @@ use super::fleet::FIRST_WORKER;
 use super::fleet::Fleet;
 use super::fleet::LEASE;
 use super::fleet::MODELS;
+use super::fleet::Member;
 use super::history::History;
 use super::strangers;
 use crate::support::ADMIN_KEY;
@@ -191,7 +192,6 @@ pub async fn make_trouble(fleet: &mut Fleet, history: &History, random: &mut Std
         }
     }
     fleet.all_up().await;
-    resume_lanes(fleet.clients()).await;
 }
 
 /// One that is about something that is not in trouble yet.
@@ -219,6 +219,16 @@ fn millis(random: &mut StdRng, from: u64, to: u64) -> Duration {
 /// Begins it, and says how long it is to last.
 async fn begin(fleet: &mut Fleet, random: &mut StdRng, trouble: Trouble) -> Duration {
     let lease = u64::try_from(LEASE.as_millis()).unwrap();
+    match trouble {
+        Trouble::Freeze { place }
+        | Trouble::CutPostgres { place }
+        | Trouble::HalfOpenPostgres { place } => fleet.members[place].harm(),
+        trouble if trouble.target() == Target::Postgres => {
+            fleet.members.iter_mut().for_each(Member::harm);
+        }
+        // Kills say it themselves, and nothing else may keep a worker from its leases.
+        _ => {}
+    }
     match trouble {
         Trouble::Kill { place } => {
             fleet.kill(place);
@@ -398,7 +408,7 @@ fn fault(random: &mut StdRng) -> Fault {
 }
 
 /// Providers fail more often than in years: what lanes pause for would be the end of the run.
-async fn resume_lanes(clients: Vec<Client>) {
+pub async fn resume_lanes(clients: Vec<Client>) {
     for client in clients {
         let admin = client.with_key(ADMIN_KEY);
         for model in MODELS {
