@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::keys;
 use crate::keys::Identity;
 use crate::keys::KeyHash;
+use crate::notices;
 
 /// Buckets that are remembered. Only keys that are known here have one.
 const MAX_BUCKETS: usize = 10_000;
@@ -60,7 +61,7 @@ impl RequestLimits {
     ///
     /// # Errors
     ///
-    /// When the URL of Redis is none.
+    /// When the URL of Redis is none, or the file of its authority cannot be used.
     pub fn new(config: &Config, installation: &str) -> Result<Self, RedisError> {
         let own = config
             .auth
@@ -70,8 +71,8 @@ impl RequestLimits {
         let of_keys: HashMap<_, _> = own.collect();
         let default = limit(config.limits.requests_per_minute);
         let is_any = default.is_some() || of_keys.values().any(Option::is_some);
-        let url = config.redis.url.as_ref().filter(|_| is_any);
-        let shared = url.map(|url| Shared::connect(url.expose(), installation)).transpose()?;
+        let client = if is_any { notices::redis::client(&config.redis)? } else { None };
+        let shared = client.map(|client| Shared::connect(client, installation));
         let (started, full_at) = (Instant::now(), Mutex::default());
         Ok(Self { inner: Arc::new(Inner { default, of_keys, started, full_at, shared }) })
     }

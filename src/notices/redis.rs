@@ -105,7 +105,8 @@ impl Relay {
                 if relay.is_connected.swap(false, Ordering::Relaxed) {
                     pause = FIRST_PAUSE;
                 }
-                say_away(&error, &mut said_at);
+                let meanwhile = "changes of other processes are seen at the next poll meanwhile";
+                say_away(&error, meanwhile, &mut said_at);
                 tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
                 if !Hint::ALL.into_iter().all(&heard) {
@@ -149,13 +150,12 @@ impl Relay {
     }
 }
 
-/// Says that Redis is away, and not at every try.
-fn say_away(error: &RedisError, said_at: &mut Option<Instant>) {
+/// Says that Redis is away and what that means, and not at every try.
+pub fn say_away(error: &RedisError, meanwhile: &str, said_at: &mut Option<Instant>) {
     if said_at.is_some_and(|said_at| said_at.elapsed() < SAID_AGAIN) {
         return;
     }
     *said_at = Some(Instant::now());
-    let meanwhile = "changes of other processes are seen at the next poll meanwhile";
     if is_refusal(error) {
         tracing::error!(error = %error, "Redis refuses the user or password of `redis.url`; {meanwhile}");
     } else {
@@ -177,7 +177,10 @@ fn closed() -> RedisError {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed").into()
 }
 
-async fn limited<T>(call: impl Future<Output = Result<T, RedisError>>) -> Result<T, RedisError> {
+/// What Redis answers, if it does within [`LIMIT`].
+pub async fn limited<T>(
+    call: impl Future<Output = Result<T, RedisError>>,
+) -> Result<T, RedisError> {
     tokio::time::timeout(LIMIT, call).await.unwrap_or_else(|_| {
         let message = format!("no answer within {} s", LIMIT.as_secs());
         Err(io::Error::new(io::ErrorKind::TimedOut, message).into())

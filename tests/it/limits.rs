@@ -158,6 +158,7 @@ async fn intakes_count_a_keys_requests_together_and_each_alone_while_redis_is_fr
     assert!((60..70).contains(&passed), "{passed}");
     // It is Redis that is away, not the service.
     assert_eq!(ask(&env.as_key(ADMIN_KEY), "/v1/files").await.status(), 200);
+    other.logged("this intake counts the requests of keys by itself meanwhile");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -126,12 +126,13 @@ async fn redis_is_reached_over_tls_only_if_its_certificate_is_right() {
         let (url, path) = (redis.url().replace("127.0.0.1", host), authority.certificate());
         format!("[redis]\nurl = \"{url}\"\nca_file = \"{}\"\n", path.display())
     };
-    let extra = table("localhost", &authority);
+    let extra = table("localhost", &authority) + "[limits]\nrequests_per_minute = 1000\n";
     let options = Options { extra, models: &["a"], ..Options::on(Kind::Postgres) };
     let env = Env::with(Options { command: "serve", ..options }).await;
     eventually(Duration::from_secs(20), async || {
         let (_, body) = env.client.get("/readyz").await;
-        (body["redis"] == "ok").then_some(())
+        let counts = env.server.log().contains("the requests of keys are counted in Redis");
+        (body["redis"] == "ok" && counts).then_some(())
     })
     .await;
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use data_encoding::HEXLOWER;
 use redis::Client;
-use redis::RedisError;
 use redis::aio::MultiplexedConnection;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -14,10 +13,11 @@ use tokio::time::timeout;
 use super::Bucket;
 use super::Level;
 use crate::keys::KeyHash;
+use crate::notices::redis::limited;
+use crate::notices::redis::say_away;
 
 /// How long a request waits for Redis. After one that waited in vain, nobody asks until Redis answers again.
 const PATIENCE: Duration = Duration::from_millis(20);
-const CONNECT: Duration = Duration::from_secs(2);
 /// How long to wait before Redis is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -43,20 +43,15 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Begins to connect to the Redis at `url`. It need not be there yet.
-    ///
-    /// # Errors
-    ///
-    /// When the URL is none.
-    pub fn connect(url: &str, installation: &str) -> Result<Self, RedisError> {
-        let client = Client::open(url)?;
+    /// Begins to connect. Redis need not be there yet.
+    pub fn connect(client: Client, installation: &str) -> Self {
         let shared = Self {
             prefix: format!("longshore:{installation}:requests:").into(),
             connection: Arc::default(),
             lost: Arc::default(),
         };
         tokio::spawn(shared.clone().keep_connected(client));
-        Ok(shared)
+        shared
     }
 
     /// Takes one request of a bucket. `None` when Redis does not say, at once.
@@ -81,15 +76,19 @@ impl Shared {
     }
 
     async fn keep_connected(self, client: Client) {
+        let mut said_at = None;
         loop {
-            match timeout(CONNECT, client.get_multiplexed_async_connection()).await {
-                Ok(Ok(connection)) => {
+            match limited(client.get_multiplexed_async_connection()).await {
+                Ok(connection) => {
                     *self.lock() = Some(connection);
+                    said_at = None;
                     tracing::debug!("the requests of keys are counted in Redis");
                     self.lost.notified().await;
                 }
-                Ok(Err(error)) => tracing::debug!(error = %error, "cannot connect to Redis"),
-                Err(_) => tracing::debug!("connecting to Redis took too long"),
+                Err(error) => {
+                    let meanwhile = "this intake counts the requests of keys by itself meanwhile";
+                    say_away(&error, meanwhile, &mut said_at);
+                }
             }
             tokio::time::sleep(PAUSE).await;
         }
