@@ -1,9 +1,11 @@
 //! `longshore up`, `serve`, `work` and `migrate`.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::Context as _;
 use clap::Subcommand;
@@ -33,6 +35,11 @@ use crate::telemetry;
 use crate::traces;
 use crate::workers;
 
+/// What the last traces get to be sent in, at the least and at the most.
+const FLUSH: RangeInclusive<Duration> = Duration::from_millis(300)..=Duration::from_secs(5);
+/// How long after the time to drain they are given up: the process is to be gone half a second later.
+const FLUSHED_WITHIN: Duration = Duration::from_millis(1500);
+
 /// What runs in this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parts {
@@ -48,6 +55,12 @@ impl Parts {
 
     const fn has_workers(self) -> bool {
         matches!(self, Self::Both | Self::Workers)
+    }
+
+    /// How long it may take until all that runs has ended.
+    fn drain(self, config: &Config) -> Duration {
+        let delay = if self.has_intake() { config.server.drain_delay } else { Duration::ZERO };
+        delay + config.workers.drain
     }
 
     const fn role(self) -> Role {
@@ -79,7 +92,14 @@ pub async fn run(start: &Start, parts: Parts) -> Result<ExitCode, Failed> {
     app.traces = traces;
     let shutdown = CancellationToken::new();
     stop_on_signals(shutdown.clone())?;
-    let running = Running::start(app, parts, shutdown).await?;
+    let stopping = tokio::spawn({
+        let shutdown = shutdown.clone();
+        async move {
+            shutdown.cancelled().await;
+            Instant::now()
+        }
+    });
+    let running = Running::start(app, parts, shutdown.clone()).await?;
     if let Some(key) = &running.new_admin_key {
         println!(
             "No key is configured, so an admin key was made. It is shown this once:\n\n    {}\n",
@@ -88,7 +108,10 @@ pub async fn run(start: &Start, parts: Parts) -> Result<ExitCode, Failed> {
     }
     let stopped = running.until_stopped().await;
     if let Some(outbox) = outbox {
-        outbox.flush().await;
+        shutdown.cancel();
+        let end = stopping.await? + parts.drain(&config) + FLUSHED_WITHIN;
+        let left = end.saturating_duration_since(Instant::now());
+        outbox.flush(left.clamp(*FLUSH.start(), *FLUSH.end())).await;
     }
     stopped?;
     Ok(ExitCode::SUCCESS)

@@ -44,8 +44,6 @@ const TRIES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Also where the collector asks for more.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// What the end of the process waits for at most.
-const FLUSH: Duration = Duration::from_secs(5);
 /// How often the log says that the collector does not take what it is sent.
 const COMPLAINT: Duration = Duration::from_secs(60);
 /// What is read of an answer.
@@ -109,18 +107,18 @@ fn client(endpoint: &Url) -> anyhow::Result<Client> {
 }
 
 impl Outbox {
-    /// Sends what waits, for a few seconds at most.
-    pub async fn flush(self) {
+    /// Sends what waits, for `limit` at most.
+    pub async fn flush(self, limit: Duration) {
         let Self { closing, mut task } = self;
         closing.cancel();
-        match tokio::time::timeout(FLUSH, &mut task).await {
+        match tokio::time::timeout(limit, &mut task).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::warn!(error = %error, "sending traces ended before its time")
             }
             Err(_) => {
                 task.abort();
-                tracing::warn!("the last traces were not sent within {FLUSH:?}");
+                tracing::warn!("the last traces were not sent within {} ms", limit.as_millis());
             }
         }
     }
