@@ -437,6 +437,7 @@ mod tests {
             id: JobId::mint(),
             kind: "upload_file".to_owned(),
             lane: "provider:p".to_owned(),
+            rank: 0,
             owner: "alice".to_owned(),
             payload: "{}".to_owned(),
             epoch: 7,

@@ -30,6 +30,8 @@ use crate::jobs::Work;
 use crate::jobs::WorkerId;
 use crate::jobs::claims;
 use crate::jobs::claims::Claimed;
+use crate::jobs::claims::LowerTurns;
+use crate::jobs::claims::Turns;
 use crate::jobs::lanes;
 use crate::jobs::lanes::Limits;
 
@@ -53,6 +55,7 @@ struct Serving {
     running: Arc<AtomicUsize>,
     /// Whether its slots are those that all our own heavy work shares.
     is_heavy: bool,
+    lower: LowerTurns,
 }
 
 /// What a claim would take of a lane.
@@ -62,6 +65,7 @@ struct Wanted {
     limits: Limits,
     free: usize,
     is_heavy: bool,
+    lower: LowerTurns,
 }
 
 impl Wanted {
@@ -72,6 +76,7 @@ impl Wanted {
             limits: serving.limits,
             free: serving.free(),
             is_heavy: serving.is_heavy,
+            lower: serving.lower.clone(),
         }
     }
 }
@@ -112,6 +117,7 @@ fn own_lanes(app: &App) -> Vec<Serving> {
         slots,
         running: Arc::default(),
         is_heavy: false,
+        lower: LowerTurns::default(),
     };
     let running = Arc::default();
     let heavy = |lane, max_concurrency| Serving {
@@ -156,6 +162,8 @@ enum Rest {
 /// What one round of claims brought.
 struct Round {
     claims: BTreeMap<usize, (Vec<Claimed>, bool)>,
+    /// What is to be remembered of the lanes once all of this is committed.
+    lower: BTreeMap<usize, LowerTurns>,
     /// When a pause or a rate budget lets the next job go.
     again_at: Option<Timestamp>,
     now: Timestamp,
@@ -182,6 +190,7 @@ impl Dispatcher {
                 slots: account.settings.max_concurrency.get() as usize,
                 running: Arc::default(),
                 is_heavy: false,
+                lower: LowerTurns::default(),
             })
             .collect();
         lanes.extend(own_lanes(&app));
@@ -204,7 +213,7 @@ impl Dispatcher {
         self.lanes.iter().map(|serving| serving.slots).sum()
     }
 
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(mut self, stop: CancellationToken) {
         let (mut rest, mut idle) = (Duration::ZERO, POLL);
         loop {
             tokio::select! {
@@ -237,7 +246,7 @@ impl Dispatcher {
     }
 
     /// Claims what is due.
-    async fn round(&self, stop: &CancellationToken) -> Result<Rest, DbErr> {
+    async fn round(&mut self, stop: &CancellationToken) -> Result<Rest, DbErr> {
         if self.lanes.iter().all(|serving| serving.free() == 0) {
             return Ok(Rest::For(POLL));
         }
@@ -255,6 +264,9 @@ impl Dispatcher {
         let claimed_at = Instant::now();
         let round = self.claim(places).await?;
         let is_fruitless = round.claims.is_empty();
+        for (place, lower) in round.lower {
+            self.lanes[place].lower = lower;
+        }
         let mut attempts = Vec::new();
         for (place, (claims, is_probe)) in round.claims {
             for job in claims {
@@ -331,10 +343,14 @@ impl Dispatcher {
             .work_alone(move |tx| {
                 let (wanted, worker) = (Arc::clone(&wanted), worker.clone());
                 Box::pin(async move {
-                    let mut round =
-                        Round { claims: BTreeMap::new(), again_at: None, now: Timestamp(0) };
+                    let mut round = Round {
+                        claims: BTreeMap::new(),
+                        lower: BTreeMap::new(),
+                        again_at: None,
+                        now: Timestamp(0),
+                    };
                     let (mut all, mut taken) = (Vec::new(), 0);
-                    for Wanted { place, lane, limits, free, is_heavy } in wanted.iter() {
+                    for Wanted { place, lane, limits, free, is_heavy, lower } in wanted.iter() {
                         let free = if *is_heavy { free.saturating_sub(taken) } else { *free };
                         if *is_heavy && *lane != lane.counted_with() {
                             // What runs in both is counted: nobody else may claim in the other meanwhile.
@@ -350,27 +366,24 @@ impl Dispatcher {
                         if admission.slots == 0 {
                             continue;
                         }
-                        let claims = claims::claim(
-                            tx,
-                            &worker,
-                            lease,
-                            lane,
-                            &state.last_owner,
-                            admission.slots,
-                        )
-                        .await?;
+                        let turns = Turns { last: state.last_owner.clone(), lower: lower.clone() };
+                        let claims =
+                            claims::claim(tx, &worker, lease, lane, &turns, admission.slots)
+                                .await?;
                         if let Some(last) = claims.last() {
+                            let turns = turns.after(&claims);
                             lanes::leave(
                                 tx,
                                 lane,
                                 &state,
                                 &admission,
                                 claims.iter().map(|job| Work::calls(&job.kind)).sum(),
-                                (last.id, &last.turn()),
+                                (last.id, &turns.last),
                             )
                             .await?;
                             all.extend(claims.iter().cloned());
                             taken += if *is_heavy { claims.len() } else { 0 };
+                            round.lower.insert(*place, turns.lower);
                             round.claims.insert(*place, (claims, admission.is_probe));
                         }
                     }

@@ -125,6 +125,7 @@ mod tests {
             id: JobId::mint(),
             kind: kind.to_owned(),
             lane: "provider:p".to_owned(),
+            rank: 0,
             owner: "alice".to_owned(),
             payload: "{}".to_owned(),
             epoch,

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use rand::RngExt as _;
 use sea_orm::ConnectionTrait;
 use sea_orm::DbErr;
 use sea_orm::FromQueryResult;
@@ -28,6 +27,9 @@ use crate::ids::JobId;
 
 /// Owners that one claim looks at; the next claim goes on behind them.
 const MAX_OWNERS: usize = 32;
+/// One claim in so many takes a job of the lower rank, whatever else waits: a lane that is never idle would keep those
+/// for ever.
+const SHARE: u8 = 4;
 /// What waits. The text is that of `jobs_ready`, so that both planners use it. Statements for which it is
 /// the wrong index say the same by `lease_owner` and `finished_at`, as the CHECKs of the table allow:
 /// PostgreSQL takes an index of live rows for nearly empty while its statistics are older than the
@@ -40,6 +42,7 @@ pub struct Claimed {
     pub id: JobId,
     pub kind: String,
     pub lane: String,
+    pub rank: i32,
     pub owner: String,
     pub payload: String,
     pub epoch: i64,
@@ -83,8 +86,50 @@ impl Claimed {
     }
 }
 
-/// Claims up to `slots` ready jobs of a lane, owners taking turns (of deliveries: endpoints), beginning behind
-/// `last_turn`. They are answered in the order of the turns: the next claim begins behind the last one's.
+/// Whose turn it is in a lane. Those of each rank take turns for themselves.
+#[derive(Clone, Debug, Default)]
+pub struct Turns {
+    /// Who had the last turn; all workers go on from there.
+    pub last: String,
+    pub lower: LowerTurns,
+}
+
+/// Whose turn it is among jobs of the lower rank, which one process remembers of a lane. Another process, or this one
+/// after a restart, begins elsewhere in the same round.
+#[derive(Clone, Debug, Default)]
+pub struct LowerTurns {
+    last: String,
+    /// Claims since the last that began with them.
+    claims: u8,
+}
+
+impl LowerTurns {
+    /// Whether the next claim begins with one of them.
+    fn is_due(&self) -> bool {
+        self.claims + 1 >= SHARE
+    }
+}
+
+impl Turns {
+    /// The turns after a claim.
+    pub fn after(&self, claims: &[Claimed]) -> Self {
+        let last_of = |is_lower: bool| {
+            let mut claims = claims.iter().rev();
+            claims.find(|claim| (claim.rank > 0) == is_lower).map(Claimed::turn)
+        };
+        let counted = if self.lower.is_due() { 0 } else { self.lower.claims + 1 };
+        Self {
+            last: last_of(false).unwrap_or_else(|| self.last.clone()),
+            lower: LowerTurns {
+                last: last_of(true).unwrap_or_else(|| self.lower.last.clone()),
+                claims: if claims.is_empty() { self.lower.claims } else { counted },
+            },
+        }
+    }
+}
+
+/// Claims up to `slots` ready jobs of a lane, owners taking turns (of deliveries: endpoints). They are answered in the
+/// order of the turns: the next claim goes on with [`Turns::after`].
 ///
 /// The caller holds the lane (see [`super::lanes::enter`]), so no other worker claims in it meanwhile.
 pub async fn claim(
@@ -92,13 +137,13 @@ pub async fn claim(
     worker: &WorkerId,
     lease: Duration,
     lane: &Lane,
-    last_turn: &str,
+    turns: &Turns,
     slots: usize,
 ) -> Result<Vec<Claimed>, DbErr> {
     let chosen = if *lane == Lane::webhooks() {
-        deliveries::choose(tx, last_turn, slots).await?
+        deliveries::choose(tx, &turns.last, slots).await?
     } else {
-        choose_by_owner(tx, lane, last_turn, slots).await?
+        choose_by_owner(tx, lane, turns, slots).await?
     };
     if chosen.is_empty() {
         return Ok(Vec::new());
@@ -106,23 +151,27 @@ pub async fn claim(
     take(tx, worker, lease, &chosen).await
 }
 
-/// Chooses ready jobs of all ranks.
+/// Chooses ready jobs of both ranks: what comes first, and of the lower one what there is room for, or its share.
 async fn choose_by_owner(
     tx: &impl ConnectionTrait,
     lane: &Lane,
-    last_owner: &str,
+    turns: &Turns,
     slots: usize,
 ) -> Result<Vec<JobId>, DbErr> {
-    let mut chosen: Vec<JobId> = Vec::new();
-    // In a lane that is never idle, looks that are long overdue get a share: they have to end too.
-    let is_their_turn = rand::rng().random_ratio(1, 4);
-    let overdue = if is_their_turn { overdue_look(tx, lane).await? } else { None };
-    chosen.extend(overdue);
-    for rank in 0..=1 {
-        if chosen.len() < slots {
-            let more = choose(tx, lane, rank, last_owner, slots - chosen.len()).await?;
-            chosen.extend(more.into_iter().filter(|id| Some(*id) != overdue));
-        }
+    let Turns { last, lower } = turns;
+    let share = usize::from(lower.is_due()).min(slots);
+    let mut chosen =
+        if share > 0 { choose(tx, lane, 1, &lower.last, share).await? } else { Vec::new() };
+    let share = chosen.len();
+    if chosen.len() < slots {
+        chosen.extend(choose(tx, lane, 0, last, slots - chosen.len()).await?);
+    }
+    if chosen.len() < slots {
+        // The share is the beginning of these.
+        let room = slots - chosen.len() + share;
+        let more = choose(tx, lane, 1, &lower.last, room).await?;
+        let more: Vec<_> = more.into_iter().filter(|id| !chosen.contains(id)).collect();
+        chosen.extend(more);
     }
     Ok(chosen)
 }
@@ -139,7 +188,7 @@ async fn take(
         "UPDATE jobs SET status = 'running', epoch = epoch + 1, attempt = attempt + 1, lease_owner = $1, \
          lease_until = {now} + $2, started_at = COALESCE(started_at, {now}) \
          WHERE id IN ({}) AND status <> 'running' AND finished_at IS NULL \
-         RETURNING id, kind, lane, owner, payload, epoch, attempt, max_attempts, progress, file_id, batch_id, model, \
+         RETURNING id, kind, lane, rank, owner, payload, epoch, attempt, max_attempts, progress, file_id, batch_id, model, \
          request_id, traceparent, created_at, started_at, lease_until",
         placeholders(3, chosen.len())
     );
@@ -148,23 +197,6 @@ async fn take(
     let mut claims = Claimed::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
     claims.sort_by_key(|claim| chosen.iter().position(|id| *id == claim.id));
     Ok(claims)
-}
-
-/// A look that has waited for more than a minute behind uploads.
-async fn overdue_look(tx: &impl ConnectionTrait, lane: &Lane) -> Result<Option<JobId>, DbErr> {
-    #[derive(FromQueryResult)]
-    struct Row {
-        id: JobId,
-    }
-    let lock = if is_postgres(tx) { "FOR UPDATE SKIP LOCKED" } else { "" };
-    let sql = format!(
-        "SELECT id FROM jobs WHERE lane = $1 AND rank = 1 AND {READY} AND kind IN ({}) \
-         AND run_at <= {} - 60000 LIMIT 1 {lock}",
-        Work::quoted_kinds(),
-        due(tx),
-    );
-    let row = Row::find_by_statement(statement(tx, &sql, [lane.0.clone().into()])).one(tx).await?;
-    Ok(row.map(|row| row.id))
 }
 
 /// Chooses ready jobs of one rank, a fair share of the slots for each owner, in the order of the turns.

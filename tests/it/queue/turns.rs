@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use longshore::ids::MappingId;
+use longshore::jobs::DeleteFile;
 use longshore::jobs::NewJob;
+use longshore::jobs::Work;
 use longshore::jobs::WorkerId;
 
 use super::on_both;
@@ -23,6 +26,9 @@ on_both!(
     owners_whose_jobs_all_rest_do_not_keep_others_from_their_turn,
     owners_with_jobs_of_a_newer_version_do_not_keep_others_from_their_turn,
     uploads_go_before_looks,
+    an_owners_uploads_do_not_keep_anothers_background_deletes_for_ever,
+    the_owners_of_what_goes_behind_uploads_take_turns_too,
+    what_goes_behind_uploads_moves_nobodys_turn_at_uploads,
     an_owners_jobs_go_in_the_order_in_which_they_are_due,
 );
 
@@ -153,6 +159,59 @@ async fn uploads_go_before_looks(queue: Queue) {
         queue.claim_within(UNLIMITED, 5).await.into_iter().map(|claim| claim.kind).collect();
     assert_eq!(kinds.iter().filter(|kind| *kind == "upload_file").count(), 4);
     assert_eq!(queue.claim_within(UNLIMITED, 5).await.len(), 1);
+}
+
+/// A background delete of `owner`.
+fn background_delete(queue: &Queue, owner: &str) -> NewJob {
+    let payload = DeleteFile { mapping_id: MappingId::mint(), is_background: true };
+    NewJob { work: Work::DeleteFile(payload), ..queue.upload(owner) }
+}
+
+/// The owners of the next claims of one slot each, and whether each was of an upload.
+async fn kinds_and_turns(queue: &Queue, claims: usize) -> Vec<(bool, String)> {
+    let mut turns = Vec::new();
+    for _ in 0..claims {
+        let claimed = queue.claim_within(UNLIMITED, 1).await.into_iter();
+        turns.extend(claimed.map(|claim| (claim.kind == "upload_file", claim.owner)));
+    }
+    turns
+}
+
+async fn an_owners_uploads_do_not_keep_anothers_background_deletes_for_ever(queue: Queue) {
+    enqueue(&queue, &["many"], 2000).await;
+    let deletes: Vec<_> = (0..10).map(|_| background_delete(&queue, "few")).collect();
+    queue.enqueue(deletes).await;
+    let turns = kinds_and_turns(&queue, 40).await;
+    let uploads = turns.iter().filter(|(is_upload, _)| *is_upload).count();
+    assert_eq!((turns.len(), uploads), (40, 30), "uploads still go first");
+}
+
+async fn the_owners_of_what_goes_behind_uploads_take_turns_too(queue: Queue) {
+    enqueue(&queue, &["many"], 200).await;
+    let owners: Vec<_> = (0..10).map(|number| format!("o{number}")).collect();
+    let deletes = owners.iter().flat_map(|owner| vec![owner; if owner == "o0" { 500 } else { 2 }]);
+    let deletes: Vec<_> = deletes.map(|owner| background_delete(&queue, owner)).collect();
+    queue.enqueue(deletes).await;
+    let claimed = kinds_and_turns(&queue, 80).await;
+    let served: Vec<_> = claimed
+        .into_iter()
+        .filter_map(|(is_upload, owner)| (!is_upload).then_some(owner))
+        .collect();
+    assert_eq!(served, [owners.clone(), owners].concat());
+    // Also where there are no uploads in front of them.
+    queue.sql("DELETE FROM jobs WHERE kind = 'upload_file'").await;
+    queue.enqueue([background_delete(&queue, "o5"), queue.look("o7")]).await;
+    assert_eq!(turns(&queue, 4, 1).await, ["o0", "o5", "o7", "o0"]);
+}
+
+async fn what_goes_behind_uploads_moves_nobodys_turn_at_uploads(queue: Queue) {
+    enqueue(&queue, &["a", "b", "c"], 4).await;
+    queue.enqueue(vec![queue.look("b"), queue.look("b"), queue.look("z")]).await;
+    let turns = kinds_and_turns(&queue, 15).await;
+    let uploads: Vec<_> =
+        turns.iter().filter(|(is_upload, _)| *is_upload).map(|(_, owner)| owner.as_str()).collect();
+    assert_eq!(uploads, ["a", "b", "c"].repeat(4));
+    assert_eq!(turns.len(), 15);
 }
 
 async fn an_owners_jobs_go_in_the_order_in_which_they_are_due(queue: Queue) {

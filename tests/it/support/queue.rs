@@ -1,6 +1,7 @@
 //! The job table without the rest: a database, and the store functions as the workers call them.
 
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -25,6 +26,8 @@ use longshore::jobs::Work;
 use longshore::jobs::WorkerId;
 use longshore::jobs::claims;
 use longshore::jobs::claims::Claimed;
+use longshore::jobs::claims::LowerTurns;
+use longshore::jobs::claims::Turns;
 use longshore::jobs::lanes;
 use longshore::jobs::lanes::Limits;
 use longshore::jobs::leases;
@@ -49,6 +52,8 @@ pub struct Queue {
     pub db: Db,
     pub lane: Lane,
     pub database: Arc<Database>,
+    /// What the one process remembers that claims.
+    lower: Mutex<LowerTurns>,
     _folder: Arc<TempDir>,
 }
 
@@ -70,7 +75,8 @@ impl Queue {
     pub async fn of(database: Database, folder: TempDir) -> Self {
         let db = database.open().await;
         let lane = Lane::of_provider("p");
-        let queue = Self { db, lane, database: Arc::new(database), _folder: Arc::new(folder) };
+        let (database, lower) = (Arc::new(database), Mutex::default());
+        let queue = Self { db, lane, database, lower, _folder: Arc::new(folder) };
         queue.open_lane("credential").await;
         queue
     }
@@ -79,7 +85,7 @@ impl Queue {
     pub async fn elsewhere(&self) -> Self {
         let db = Db::connect(&self.database.url).await.unwrap();
         let (database, folder) = (Arc::clone(&self.database), Arc::clone(&self._folder));
-        Self { db, lane: self.lane.clone(), database, _folder: folder }
+        Self { db, lane: self.lane.clone(), database, lower: Mutex::default(), _folder: folder }
     }
 
     pub async fn open_lane(&self, credential: &'static str) {
@@ -184,11 +190,17 @@ impl Queue {
 
     pub async fn claim_as(&self, worker: &WorkerId, limits: Limits, slots: usize) -> Vec<Claimed> {
         let (lane, worker) = (self.lane.clone(), worker.clone());
-        self.write(move |tx| {
-            let (lane, worker) = (lane.clone(), worker.clone());
-            Box::pin(async move { claim(tx, &worker, &lane, &limits, slots).await })
-        })
-        .await
+        let lower = self.lower.lock().unwrap().clone();
+        let (claims, lower) = self
+            .write(move |tx| {
+                let (lane, worker, lower) = (lane.clone(), worker.clone(), lower.clone());
+                Box::pin(
+                    async move { claim_in_turn(tx, &worker, &lane, lower, &limits, slots).await },
+                )
+            })
+            .await;
+        *self.lower.lock().unwrap() = lower;
+        claims
     }
 
     /// The one job that is ready, claimed by `worker`.
@@ -263,7 +275,7 @@ impl Queue {
     }
 }
 
-/// What the dispatcher does for one lane.
+/// What the dispatcher does for one lane at its first claim.
 pub async fn claim(
     tx: &impl ConnectionTrait,
     worker: &WorkerId,
@@ -271,16 +283,31 @@ pub async fn claim(
     limits: &Limits,
     slots: usize,
 ) -> Result<Vec<Claimed>, DbErr> {
+    let claimed = claim_in_turn(tx, worker, lane, LowerTurns::default(), limits, slots).await;
+    claimed.map(|(claims, _)| claims)
+}
+
+/// What the dispatcher does for one lane.
+async fn claim_in_turn(
+    tx: &impl ConnectionTrait,
+    worker: &WorkerId,
+    lane: &Lane,
+    lower: LowerTurns,
+    limits: &Limits,
+    slots: usize,
+) -> Result<(Vec<Claimed>, LowerTurns), DbErr> {
     let state = lanes::enter(tx, lane).await?;
     let admission = state.admit(limits, slots);
     if admission.slots == 0 {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), lower));
     }
-    let claims = claims::claim(tx, worker, LEASE, lane, &state.last_owner, admission.slots).await?;
+    let turns = Turns { last: state.last_owner.clone(), lower };
+    let claims = claims::claim(tx, worker, LEASE, lane, &turns, admission.slots).await?;
+    let turns = turns.after(&claims);
     if let Some(last) = claims.last() {
-        lanes::leave(tx, lane, &state, &admission, claims.len(), (last.id, &last.turn())).await?;
+        lanes::leave(tx, lane, &state, &admission, claims.len(), (last.id, &turns.last)).await?;
     }
-    Ok(claims)
+    Ok((claims, turns.lower))
 }
 
 fn destination(model: &&str) -> Destination {
