@@ -79,6 +79,12 @@ impl Wanted {
             lower: serving.lower.clone(),
         }
     }
+
+    /// What this claim has to hold: the lane, and what is counted with it, in which nobody else may claim meanwhile.
+    fn held(&self) -> impl Iterator<Item = Lane> {
+        let beside = self.is_heavy.then(|| self.lane.counted_with());
+        std::iter::once(self.lane.clone()).chain(beside.filter(|beside| *beside != self.lane))
+    }
 }
 
 impl Serving {
@@ -333,15 +339,18 @@ impl Dispatcher {
     }
 
     async fn claim(&self, places: Vec<usize>) -> Result<Round, DbErr> {
-        let wanted: Arc<[Wanted]> = places
+        let wanted: Vec<_> = places
             .into_iter()
             .filter_map(|place| Some(Wanted::of(place, self.lanes.get(place)?)))
             .collect();
+        let held: Arc<[Lane]> = wanted.iter().flat_map(Wanted::held).collect();
+        let wanted: Arc<[Wanted]> = wanted.into();
         let (worker, lease) = (self.worker.clone(), self.times.lease);
         self.app
             .db
             .work_alone(move |tx| {
-                let (wanted, worker) = (Arc::clone(&wanted), worker.clone());
+                let (wanted, held) = (Arc::clone(&wanted), Arc::clone(&held));
+                let worker = worker.clone();
                 Box::pin(async move {
                     let mut round = Round {
                         claims: BTreeMap::new(),
@@ -350,13 +359,10 @@ impl Dispatcher {
                         now: Timestamp(0),
                     };
                     let (mut all, mut taken) = (Vec::new(), 0);
+                    lanes::lock(tx, &held).await?;
                     for Wanted { place, lane, limits, free, is_heavy, lower } in wanted.iter() {
                         let free = if *is_heavy { free.saturating_sub(taken) } else { *free };
-                        if *is_heavy && *lane != lane.counted_with() {
-                            // What runs in both is counted: nobody else may claim in the other meanwhile.
-                            lanes::enter(tx, &lane.counted_with()).await?;
-                        }
-                        let state = lanes::enter(tx, lane).await?;
+                        let state = lanes::read(tx, lane).await?;
                         let admission = state.admit(limits, free);
                         round.now = state.now;
                         if let Some(at) = admission.again_at {
@@ -393,5 +399,30 @@ impl Dispatcher {
                 })
             })
             .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A claim in a lane of each, heavy or not, in this order.
+    fn wanted(heavy: &[bool]) -> Vec<Wanted> {
+        let wanted = heavy.iter().enumerate().map(|(place, is_heavy)| Wanted {
+            place,
+            lane: Lane::ingestion("p"),
+            limits: Limits { max_concurrency: 1, requests_per_minute: None },
+            free: 1,
+            is_heavy: *is_heavy,
+            lower: LowerTurns::default(),
+        });
+        wanted.collect()
+    }
+
+    #[test]
+    fn a_lane_that_counts_with_another_holds_both() {
+        let wanted = &wanted(&[true])[0];
+        let held: Vec<_> = wanted.held().collect();
+        assert_eq!(held, [Lane::ingestion("p"), Lane::of_provider("p")]);
     }
 }

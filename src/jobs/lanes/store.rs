@@ -58,14 +58,27 @@ pub async fn ensure(tx: &impl ConnectionTrait, lane: &Lane) -> Result<(), DbErr>
     tx.execute_raw(statement(tx, sql, [lane.0.clone().into()])).await.map(|_| ())
 }
 
-/// Reads the lane, and on PostgreSQL locks it: claims and reports of one lane come one after another.
-/// (SQLite has one writer anyway.)
+/// Locks the lane and reads it: claims and reports of one lane come one after another.
 pub async fn enter(tx: &impl ConnectionTrait, lane: &Lane) -> Result<LaneState, DbErr> {
-    if is_postgres(tx) {
-        // A statement of its own: one that waited for the lock would count as of before the wait.
-        let lock = "SELECT 1 FROM lanes WHERE name = $1 FOR UPDATE";
-        tx.execute_raw(statement(tx, lock, [lane.0.clone().into()])).await?;
+    // A statement of its own: one that waited for the lock would count as of before the wait.
+    lock(tx, std::slice::from_ref(lane)).await?;
+    read(tx, lane).await
+}
+
+/// Locks lanes on PostgreSQL, in the order of their names whatever order they are in: whoever needs several has to take
+/// all of them by this, and at once, so that no two wait for each other. (SQLite has one writer anyway.)
+pub async fn lock(tx: &impl ConnectionTrait, lanes: &[Lane]) -> Result<(), DbErr> {
+    if !is_postgres(tx) || lanes.is_empty() {
+        return Ok(());
     }
+    let names = placeholders(1, lanes.len());
+    let sql = format!("SELECT 1 FROM lanes WHERE name IN ({names}) ORDER BY name FOR UPDATE");
+    let values: Vec<Value> = lanes.iter().map(|lane| lane.0.clone().into()).collect();
+    tx.execute_raw(statement(tx, &sql, values)).await.map(|_| ())
+}
+
+/// Reads a lane that the caller has locked.
+pub async fn read(tx: &impl ConnectionTrait, lane: &Lane) -> Result<LaneState, DbErr> {
     let sql = format!(
         "SELECT paused_until, pause_reason, failures, tokens, refilled_at, last_owner, credential, \
          (SELECT count(*) FROM jobs WHERE id = lanes.probe_job AND status = 'running') AS probing, \

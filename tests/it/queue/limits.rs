@@ -1,7 +1,9 @@
 //! What a lane lets through: slots, the rate budget, pauses, probes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use longshore::db::statement;
 use longshore::jobs::Ending;
 use longshore::jobs::Lane;
 use longshore::jobs::WorkerId;
@@ -11,9 +13,12 @@ use longshore::jobs::lanes::Limits;
 use longshore::jobs::lanes::Patience;
 use longshore::jobs::lanes::PauseReason;
 use longshore::jobs::lanes::Report;
+use sea_orm::ConnectionTrait as _;
+use tokio::sync::Notify;
 
 use super::on_both;
 use crate::support::Queue;
+use crate::support::eventually;
 use crate::support::queue::UNLIMITED;
 
 on_both!(
@@ -181,4 +186,55 @@ async fn an_opened_lane_is_not_opened_anew(queue: Queue) {
     let rows = lanes::list(queue.db.read()).await.unwrap();
     assert_eq!((rows.len(), rows[0].pause_reason.as_deref()), (1, Some("out_of_money")));
     assert_eq!(Lane(rows[0].name.clone()).provider(), Some("p"));
+}
+
+/// Whatever order they are asked for in: so two claims that need the same lanes cannot wait for each other.
+#[tokio::test]
+async fn lanes_are_locked_in_the_order_of_their_names() {
+    let queue = Arc::new(Queue::alone().await);
+    queue.sql("INSERT INTO lanes (name) VALUES ('a'), ('b'), ('c')").await;
+    let (is_held, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let holding = {
+        let (queue, is_held, release) =
+            (Arc::clone(&queue), Arc::clone(&is_held), Arc::clone(&release));
+        tokio::spawn(async move {
+            let holder = queue.elsewhere().await;
+            let write = holder.write(move |tx| {
+                let (is_held, release) = (Arc::clone(&is_held), Arc::clone(&release));
+                Box::pin(async move {
+                    lanes::lock(tx, &[Lane("b".to_owned())]).await?;
+                    is_held.notify_one();
+                    release.notified().await;
+                    Ok(())
+                })
+            });
+            write.await;
+        })
+    };
+    is_held.notified().await;
+    let waiting = {
+        let queue = Arc::clone(&queue);
+        tokio::spawn(async move {
+            let lanes = ["c", "b", "a"].map(|name| Lane(name.to_owned()));
+            let lock = queue.write(move |tx| {
+                let lanes = lanes.clone();
+                Box::pin(async move { lanes::lock(tx, &lanes).await })
+            });
+            lock.await;
+        })
+    };
+    let waits = async || queue.waits_for_a_lock().await.then_some(());
+    eventually(Duration::from_secs(20), waits).await;
+    let other = queue.elsewhere().await;
+    let free = other.write(|tx| {
+        Box::pin(async move {
+            let sql = "SELECT name FROM lanes WHERE name IN ('a', 'b', 'c') FOR UPDATE SKIP LOCKED";
+            let rows = tx.query_all_raw(statement(tx, sql, [])).await?;
+            rows.iter().map(|row| row.try_get_by_index::<String>(0)).collect::<Result<Vec<_>, _>>()
+        })
+    });
+    assert_eq!(free.await, ["c"]);
+    release.notify_one();
+    holding.await.unwrap();
+    waiting.await.unwrap();
 }
