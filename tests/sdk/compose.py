@@ -31,6 +31,12 @@ workers = {name for name, service in ours.items() if service["command"] == ["wor
 assert len(intakes) == 2 and len(workers) == 2, services.keys()
 assert set(services) == {"proxy", "migrate", "sandbox", "postgres", "redis"} | intakes | workers
 
+# One builds the image, and the others do not look for it elsewhere.
+assert [name for name, service in services.items() if "build" in service] == ["migrate"]
+for name in set(ours) - {"migrate"}:
+    assert ours[name]["pull_policy"] == "never", name
+assert "pull_policy" not in ours["migrate"]
+
 # Nothing of ours is root, or writes anywhere but into its volume.
 for name, service in (ours | {"proxy": services["proxy"]}).items():
     assert service["read_only"] is True, name
@@ -91,7 +97,7 @@ assert any("--locked" in line and "build" in line for line in dockerfile)
 user = [line for line in dockerfile if line[0] == "USER"][-1][1]
 assert user.split(":")[0].isdigit() and user.split(":")[0] != "0", user
 images = [line[1] for line in dockerfile if line[0] == "FROM"]
-images += [service["image"] for service in services.values() if "build" not in service]
+images += [service["image"] for name, service in services.items() if name not in ours]
 for image in images:
     assert ":" in image and not image.endswith(":latest"), image
 toolchain = tomllib.loads((root / "rust-toolchain.toml").read_text())["toolchain"]["channel"]
