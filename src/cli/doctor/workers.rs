@@ -136,7 +136,7 @@ fn amiss(process: &Seen, all: &[Seen]) -> Option<Finding> {
             let side = if ahead > 0 { "ahead of" } else { "behind" };
             Some(Finding::warning(
                 format!("its clock is {apart} {side} the database's"),
-                "set the clock of its machine, by NTP: leases go by the database's, times in logs and of expiry by its own",
+                "set the clock of its machine, by NTP: all that is stored goes by the database's, only times in its log by its own",
             ))
         }
         State::Running | State::Draining | State::Silent | State::Stopped => None,
