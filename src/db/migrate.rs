@@ -1,6 +1,8 @@
 //! The schema brought up to date, by one process at a time.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use migrations::Migrator;
@@ -33,6 +35,11 @@ const WAIT: Duration = Duration::from_mins(1);
 const JOURNEY: Duration = Duration::from_secs(10);
 /// Between two tries on SQLite, each of which waits for a while.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long a migration waits for a table that another session reads (as `pg_dump` does), since all statements of
+/// others on that table queue behind it: less than they wait for a lock, so that none of them fails.
+const TABLE_WAIT: Duration = Duration::from_secs(2);
+/// Then it gives way to them for as long, and is begun anew.
+const TABLE_PAUSE: Duration = Duration::from_secs(1);
 /// By statements and not with the connection's start, where PgBouncer lets no setting through.
 const UNLIMITED: &str = "SET statement_timeout = 0; SET lock_timeout = 0; \
      SET idle_in_transaction_session_timeout = 0; SET timezone = 'UTC'; \
@@ -63,7 +70,7 @@ impl Db {
                     // a transaction, and the next would need another connection.
                     lock(&connection).await?;
                     if Schema::read(&connection).await?.is_behind()? {
-                        Migrator::up(&connection, None).await?;
+                        up_between_others(&connection).await?;
                     }
                 }
             }
@@ -92,11 +99,23 @@ impl Db {
     }
 }
 
-/// One connection and no other. The server notices within half a minute when this machine is gone.
+/// One connection and no other: once it is lost so is the lock, and nothing more may be asked. The server notices within
+/// half a minute when this machine is gone.
 async fn unlimited(options: &PgConnectOptions) -> Result<DatabaseConnection, DbErr> {
     let pool = PgPoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
-    let pool = pool.after_connect(|connection, _| {
-        Box::pin(async move { connection.execute(UNLIMITED).await.map(drop) })
+    // Else one that was found dead would be replaced.
+    let pool = pool.test_before_acquire(false).acquire_timeout(JOURNEY);
+    let was_made = Arc::new(AtomicBool::new(false));
+    let pool = pool.after_connect(move |connection, _| {
+        let was_made = Arc::clone(&was_made);
+        Box::pin(async move {
+            if was_made.load(Ordering::Acquire) {
+                return Err(sqlx::Error::PoolClosed);
+            }
+            connection.execute(UNLIMITED).await?;
+            was_made.store(true, Ordering::Release);
+            Ok(())
+        })
     });
     let pool = pool.connect_with(options.clone()).await;
     let pool = pool.map_err(super::postgres::connection_failed)?;
@@ -128,8 +147,9 @@ async fn lock(connection: &DatabaseConnection) -> Result<(), DbErr> {
     let mut wait = FIRST_WAIT;
     loop {
         let sql = format!(
-            "SET lock_timeout = {}; SELECT pg_advisory_lock(hashtext('longshore.migrate')); SET lock_timeout = 0",
-            wait.as_millis()
+            "SET lock_timeout = {}; SELECT pg_advisory_lock(hashtext('longshore.migrate')); SET lock_timeout = {}",
+            wait.as_millis(),
+            TABLE_WAIT.as_millis()
         );
         let locked = connection.execute_unprepared(&sql);
         let Ok(locked) = tokio::time::timeout(wait + JOURNEY, locked).await else {
@@ -137,11 +157,34 @@ async fn lock(connection: &DatabaseConnection) -> Result<(), DbErr> {
         };
         match locked {
             Ok(_) => return Ok(()),
-            Err(error) if sql_state(&error).as_deref() == Some("55P03") => say_waiting(),
+            Err(error) if is_held(&error) => say_waiting(),
             Err(error) => return Err(error),
         }
         wait = WAIT;
     }
+}
+
+/// Migrates, again and again while a session of somebody else holds a table: what was broken off is undone.
+async fn up_between_others(connection: &DatabaseConnection) -> Result<(), DbErr> {
+    let mut is_said = false;
+    loop {
+        match Migrator::up(connection, None).await {
+            Err(error) if is_held(&error) => {
+                if !std::mem::replace(&mut is_said, true) {
+                    tracing::warn!(
+                        "a migration waits for a table that another session holds, as a backup does; trying again until it is free"
+                    );
+                }
+            }
+            ended => return ended,
+        }
+        tokio::time::sleep(TABLE_PAUSE).await;
+    }
+}
+
+/// Whether a lock was waited for in vain.
+fn is_held(error: &DbErr) -> bool {
+    sql_state(error).as_deref() == Some("55P03")
 }
 
 fn say_waiting() {
