@@ -149,14 +149,22 @@ impl Db {
         })
     }
 
-    /// The same, for requests: no more than `places` of them use it or wait for it at the same time.
+    /// The same, for requests: no more than `places` of them use it or wait for it at the same time. On PostgreSQL they
+    /// leave a few connections to everybody else.
     pub fn bounded(&self, places: usize) -> Self {
         let gate = Gate::new(places);
-        let bounded = |reader: &Reader| Reader::Bounded(Box::new(reader.clone()), gate.clone());
+        let (share, writer) = match &self.writer {
+            Writer::Postgres { pool, work } => {
+                let share = pool.share_of_requests();
+                let pool = pool.within(&share);
+                (Some(share), Writer::Postgres { pool, work: work.clone() })
+            }
+            writer => (None, writer.clone()),
+        };
         Self {
-            read: bounded(&self.read),
-            scan: bounded(&self.scan),
-            writer: self.writer.clone(),
+            read: self.read.bounded(&gate, share.as_ref()),
+            scan: self.scan.bounded(&gate, share.as_ref()),
+            writer,
             gate: Some(gate),
         }
     }
@@ -249,10 +257,10 @@ impl Db {
         // that would leave its requests to the others.
         let reader = self.read.unbounded();
         if !self.is_postgres() {
-            return reader.query_one_raw(statement(reader, "SELECT 1 AS one", [])).await.map(drop);
+            return reader.query_one_raw(statement(&reader, "SELECT 1 AS one", [])).await.map(drop);
         }
         let sql = "SELECT current_setting('transaction_read_only')::bool";
-        let row = reader.query_one_raw(statement(reader, sql, [])).await?;
+        let row = reader.query_one_raw(statement(&reader, sql, [])).await?;
         let is_read_only: bool = row.map_or(Ok(false), |row| row.try_get_by_index(0))?;
         if is_read_only { Err(postgres::read_only()) } else { Ok(()) }
     }

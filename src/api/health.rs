@@ -139,31 +139,44 @@ fn is_reached<T, E>(
 ))]
 async fn ready(State(api): State<Api>) -> Response {
     let app = &api.app;
+    if app.notices.is_closing() {
+        // At once: whoever asks is to send it nothing more, however its database is.
+        return draining(app);
+    }
     let Found { database, blobs } = api.looks.look(app).await;
     let word = |is_up: bool| if is_up { "ok" } else { "unreachable" };
-    let is_ending = app.notices.is_closing();
-    let is_ready = database && blobs && !is_ending;
-    let is_degraded = app.notices.is_degraded();
+    let is_ready = database && blobs;
     let body = Readiness {
-        status: match (is_ready, is_degraded) {
+        status: match (is_ready, app.notices.is_degraded()) {
+            // It was told to stop meanwhile.
+            _ if app.notices.is_closing() => return draining(app),
             (true, false) => "ok",
             (true, true) => "degraded",
-            (false, _) if is_ending => "draining",
             (false, _) => "unavailable",
         },
         database: word(database),
         blobs: word(blobs),
-        redis: match (&app.config.redis.url, is_degraded) {
-            (None, _) => "not configured",
-            (Some(_), false) => "ok",
-            (Some(_), true) => "unreachable",
-        },
+        redis: redis(app),
     };
-    let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let mut response = (status, Json(body)).into_response();
-    if !is_ready {
-        response.headers_mut().insert("retry-after", 2.into());
+    if is_ready { Json(body).into_response() } else { not_ready(body) }
+}
+
+/// What an instance says that was told to stop. Of the parts it does not ask any more, and says nothing against them.
+fn draining(app: &App) -> Response {
+    not_ready(Readiness { status: "draining", database: "ok", blobs: "ok", redis: redis(app) })
+}
+
+fn redis(app: &App) -> &'static str {
+    match (&app.config.redis.url, app.notices.is_degraded()) {
+        (None, _) => "not configured",
+        (Some(_), false) => "ok",
+        (Some(_), true) => "unreachable",
     }
+}
+
+fn not_ready(body: Readiness) -> Response {
+    let mut response = (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response();
+    response.headers_mut().insert("retry-after", 2.into());
     response
 }
 

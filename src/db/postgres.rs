@@ -59,12 +59,16 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// A process that is frozen in the middle of a transaction holds up all others by its locks, for this long.
 const LONGEST_IDLE_TRANSACTION: Duration = Duration::from_secs(5);
 
+/// Connections that are kept from requests, however many wait: workers that renew leases, and whoever asks whether the
+/// database is there, always find a place soon.
+const KEPT_FROM_REQUESTS: usize = 2;
+
 /// The connections of this process. Cloned freely.
 #[derive(Clone, Debug)]
 pub struct Pool {
     shared: Arc<Shared>,
     /// What may be used of them at once, where that is not all.
-    share: Option<Arc<Semaphore>>,
+    shares: Vec<Arc<Semaphore>>,
     /// How long an answer is waited for.
     limit: Duration,
 }
@@ -115,7 +119,8 @@ impl Pool {
             places: Arc::new(Semaphore::new(places)),
             health: Health::default(),
         };
-        Self { shared: Arc::new(shared), share: None, limit: settings.lock_timeout + JOURNEY }
+        let limit = settings.lock_timeout + JOURNEY;
+        Self { shared: Arc::new(shared), shares: Vec::new(), limit }
     }
 
     /// The same connections, a quarter of them at once, for statements that may read many rows and take long.
@@ -123,9 +128,27 @@ impl Pool {
         let places = self.shared.settings.max_connections.get() as usize;
         Self {
             shared: Arc::clone(&self.shared),
-            share: Some(Arc::new(Semaphore::new((places / 4).max(1)))),
+            shares: vec![Arc::new(Semaphore::new((places / 4).max(1)))],
             limit: self.shared.settings.statement_timeout + JOURNEY,
         }
+    }
+
+    /// What all requests together may use of them at once: all but a few.
+    pub fn share_of_requests(&self) -> Arc<Semaphore> {
+        let places = self.shared.settings.max_connections.get() as usize;
+        Arc::new(Semaphore::new(places.saturating_sub(KEPT_FROM_REQUESTS).max(1)))
+    }
+
+    /// The same connections, within `share` of them too.
+    pub fn within(&self, share: &Arc<Semaphore>) -> Self {
+        let mut within = self.clone();
+        within.shares.push(Arc::clone(share));
+        within
+    }
+
+    /// The same connections, all of them.
+    pub fn without_shares(&self) -> Self {
+        Self { shares: Vec::new(), ..self.clone() }
     }
 
     /// How it is connected to.
@@ -140,11 +163,10 @@ impl Pool {
     /// When none is free or can be made within the time for that.
     pub async fn lend(&self) -> Result<Lent, DbErr> {
         let deadline = Instant::now() + self.shared.settings.acquire_timeout;
-        let share = match &self.share {
-            Some(share) => Some(self.place(share, deadline).await?),
-            None => None,
-        };
-        let place = self.place(&self.shared.places, deadline).await?;
+        let mut places = Vec::with_capacity(self.shares.len() + 1);
+        for share in self.shares.iter().chain([&self.shared.places]) {
+            places.push(self.place(share, deadline).await?);
+        }
         let (connection, made_at, is_new) = match self.rested().await {
             Some(Idle { connection, made_at, .. }) => (connection, made_at, false),
             None => {
@@ -160,7 +182,7 @@ impl Pool {
             is_in_transaction: false,
             limit: self.limit,
             shared: Arc::clone(&self.shared),
-            _places: (place, share),
+            _places: places,
         })
     }
 
@@ -299,7 +321,7 @@ pub struct Lent {
     is_in_transaction: bool,
     limit: Duration,
     shared: Arc<Shared>,
-    _places: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
+    _places: Vec<OwnedSemaphorePermit>,
 }
 
 impl Lent {

@@ -1,11 +1,14 @@
 //! Connections for reading, on either database.
 
+use std::sync::Arc;
+
 use sea_orm::ConnectionTrait;
 use sea_orm::DbBackend;
 use sea_orm::DbErr;
 use sea_orm::ExecResult;
 use sea_orm::QueryResult;
 use sea_orm::Statement;
+use tokio::sync::Semaphore;
 
 use super::postgres::Pool;
 use super::postgres::Question;
@@ -22,11 +25,21 @@ pub enum Reader {
 }
 
 impl Reader {
-    /// The same, for what is never turned away.
-    pub(super) fn unbounded(&self) -> &Self {
+    /// The same, of which only so many wait; on PostgreSQL within `share` of its connections.
+    pub(super) fn bounded(&self, gate: &Gate, share: Option<&Arc<Semaphore>>) -> Self {
+        let reader = match (self, share) {
+            (Self::Postgres(pool), Some(share)) => Self::Postgres(pool.within(share)),
+            (reader, _) => reader.clone(),
+        };
+        Self::Bounded(Box::new(reader), gate.clone())
+    }
+
+    /// The same, for what is never turned away, nor waits for those who are many.
+    pub(super) fn unbounded(&self) -> Self {
         match self {
-            Self::Bounded(reader, _) => reader,
-            reader => reader,
+            Self::Bounded(reader, _) => reader.unbounded(),
+            Self::Postgres(pool) => Self::Postgres(pool.without_shares()),
+            Self::Sqlite(pool) => Self::Sqlite(pool.clone()),
         }
     }
 
