@@ -402,9 +402,14 @@ pub fn warn_of(error: &DbErr, what: &str) {
     }
 }
 
-/// Whether the log says already, of PostgreSQL, that it is away.
+/// Whether the log says already, of PostgreSQL, that it is away: what ended a connection, or kept one from being made.
+/// A statement that was cut off by a time limit says nothing of that, and nobody else tells of it.
 pub fn is_said(error: &DbErr) -> bool {
-    is_away(error) && database_error(error).is_none_or(|error| sqlite_code(error).is_none())
+    match error {
+        DbErr::ConnectionAcquire(_) => true,
+        DbErr::Conn(_) => database_error(error).is_none_or(|error| sqlite_code(error).is_none()),
+        _ => driver_error(error).is_some_and(postgres::is_lost),
+    }
 }
 
 fn sql_state(error: &DbErr) -> Option<String> {
@@ -429,6 +434,9 @@ fn copy(error: &DbErr) -> DbErr {
     match error {
         DbErr::Exec(RuntimeErr::SqlxError(error)) => {
             DbErr::Exec(RuntimeErr::SqlxError(Arc::clone(error)))
+        }
+        DbErr::Query(RuntimeErr::SqlxError(error)) => {
+            DbErr::Query(RuntimeErr::SqlxError(Arc::clone(error)))
         }
         other => DbErr::Conn(RuntimeErr::Internal(other.to_string())),
     }

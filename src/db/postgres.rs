@@ -39,7 +39,7 @@ use crate::config;
 use health::Health;
 
 pub use failure::is_away;
-use failure::is_lost;
+pub use failure::is_lost;
 use failure::is_silence;
 
 /// What an answer may take beyond what the server may take for it.
