@@ -92,18 +92,24 @@ impl Clock {
     ///
     /// When the database cannot be asked; the clock goes on as it was.
     pub async fn set_by(&self, db: &Db) -> Result<(), DbErr> {
-        if !db.is_postgres() {
-            return Ok(());
+        if db.is_postgres() {
+            let (theirs, _) = Self::ask(db).await?;
+            self.put_right(theirs);
         }
+        Ok(())
+    }
+
+    /// What the database's says now, to half of what the answer took, and whether that was slow each time.
+    async fn ask(db: &Db) -> Result<(Timestamp, bool), DbErr> {
         let mut tries = 3;
         loop {
             let asked = Instant::now();
             let theirs = db.time().await?;
             let took = asked.elapsed();
             tries -= 1;
-            if took <= Self::SLOW || tries == 0 {
-                self.put_right(theirs.after(took / 2));
-                return Ok(());
+            let is_slow = took > Self::SLOW;
+            if !is_slow || tries == 0 {
+                return Ok((theirs.after(took / 2), is_slow));
             }
         }
     }
@@ -135,8 +141,11 @@ impl Clock {
         ticks.tick().await;
         loop {
             ticks.tick().await;
-            if let Err(error) = self.set_by(&db).await {
-                tracing::debug!("cannot ask for the database's time: {error}");
+            match Self::ask(&db).await {
+                Ok((theirs, false)) => self.put_right(theirs),
+                // What took so long may have been the wait for a connection: it would be put wrong.
+                Ok((_, true)) => tracing::debug!("the database told its time too slowly"),
+                Err(error) => tracing::debug!("cannot ask for the database's time: {error}"),
             }
         }
     }
