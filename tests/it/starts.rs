@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use migrations::Migrator;
+use migrations::MigratorTrait;
 use sqlx::Connection as _;
 use sqlx::Executor as _;
 use sqlx::PgConnection;
@@ -44,7 +46,7 @@ async fn a_process_that_is_killed_while_it_migrates_leaves_nothing_that_blocks_t
     other.execute("BEGIN; CREATE TABLE lanes (n bigint)").await.unwrap();
     let mut first = Process::start(folder.path(), &["serve"], &[]);
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                 AND wait_event_type = 'Lock' AND now() - query_start > interval '2 s'";
+                 AND wait_event_type = 'Lock' AND now() - query_start > interval '1 s'";
     eventually(Duration::from_secs(60), async || (database.count(waits).await == 1).then_some(()))
         .await;
     // Longer than a statement may take, or wait: that holds for no migration.
@@ -55,4 +57,31 @@ async fn a_process_that_is_killed_while_it_migrates_leaves_nothing_that_blocks_t
     other.execute("ROLLBACK").await.unwrap();
     second.logged("listening on");
     assert_eq!(database.count("SELECT count(*) FROM installation").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migration_that_waits_for_a_table_holds_up_nobody_who_reads_it() {
+    let database = Database::postgres().await;
+    let db = database.open().await;
+    let name = "add_traceparent_to_jobs";
+    let steps = Migrator::migrations().iter().rev().position(|each| each.name().contains(name));
+    let connection = db.for_migrations().await.unwrap();
+    Migrator::down(&connection, Some(steps.unwrap() as u32 + 1)).await.unwrap();
+    connection.close().await.unwrap();
+    let mut backup = PgConnection::connect(&database.url).await.unwrap();
+    backup.execute("BEGIN; LOCK TABLE jobs IN ACCESS SHARE MODE").await.unwrap();
+    let migrating = tokio::spawn({
+        let db = db.clone();
+        async move { db.migrate().await }
+    });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                 AND wait_event_type = 'Lock'";
+    eventually(Duration::from_secs(60), async || (database.count(waits).await == 1).then_some(()))
+        .await;
+    // It waits for a lock for no longer than others do.
+    assert_eq!(database.count("SELECT count(*) FROM jobs").await, 0);
+    assert!(!migrating.is_finished());
+    backup.execute("ROLLBACK").await.unwrap();
+    migrating.await.unwrap().unwrap();
+    assert!(db.schema().await.unwrap().missing.is_empty());
 }
