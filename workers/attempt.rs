@@ -190,11 +190,13 @@ impl Attempt {
     async fn end(&self, done: &Done) -> Ended {
         let (since, mut pause) = (Instant::now(), ENDING_PAUSE);
         let mut ended = self.end_with_others(done).await;
+        let mut is_unsure = ended.is_none();
         let ended = loop {
             let tried = match ended.take() {
                 Some(ended) => Ok(ended),
-                None => self.try_end(done).await,
+                None => self.try_end(done, is_unsure).await,
             };
+            is_unsure = true;
             match tried {
                 Ok(ended) => break ended,
                 Err(error) if since.elapsed() < GIVE_UP_ENDING => {
@@ -270,7 +272,28 @@ impl Attempt {
         self.job.lease_until.before(self.lease_length)
     }
 
-    async fn try_end(&self, done: &Done) -> Result<Option<(Ending, &'static str)>, DbErr> {
+    /// Whether a try before this one has ended it, although its answer was lost.
+    async fn has_ended(&self) -> Result<bool, DbErr> {
+        let fence = self.fence.clone();
+        self.app
+            .db
+            .work_alone(move |tx| {
+                let fence = fence.clone();
+                Box::pin(async move { leases::has_ended(tx, &fence).await })
+            })
+            .await
+    }
+
+    async fn try_end(
+        &self,
+        done: &Done,
+        is_unsure: bool,
+    ) -> Result<Option<(Ending, &'static str)>, DbErr> {
+        if is_unsure && self.app.db.is_postgres() && self.has_ended().await? {
+            let ending = decide(&done.conclusion, &self.job, &policy(&self.app), Spend::Attempt, 0.0);
+            let outcome = outcome(&done.conclusion, &ending);
+            return Ok(Some((ending, outcome)));
+        }
         let (app, job, fence) = (self.app.clone(), self.job.clone(), self.fence.clone());
         let (conclusion, effects) = (done.conclusion.clone(), Arc::clone(&done.effects));
         let claimed_at = self.claimed_at();

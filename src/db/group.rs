@@ -16,10 +16,11 @@ use tokio::sync::oneshot;
 
 use super::WriteError;
 use super::attempt;
-use super::broken;
 use super::copy;
+use super::driver_error;
 use super::is_away;
 use super::is_conflict;
+use super::postgres;
 use super::transaction::Connection;
 use super::transaction::Transaction;
 use super::write_alone;
@@ -104,7 +105,7 @@ trait Write: Send {
     async fn run_alone(self: Box<Self>, connection: &Connection) -> Option<DbErr>;
     /// Answers, now that the commit is on disk.
     fn answer(self: Box<Self>);
-    /// Answers that no transaction could begin.
+    /// Answers that no transaction could begin, or that nobody knows whether it was committed.
     fn refuse(self: Box<Self>, error: &DbErr);
 }
 
@@ -199,11 +200,18 @@ async fn commit_group(
     };
     let mut writes = vec![first];
     let mut committed = together(tx, &mut writes, begun, &mut next).await;
-    if committed.is_err() {
+    if matches!(committed, Err(Failed::Undone)) {
         committed = apart(connection, &mut writes).await;
     }
     metrics::histogram!("longshore_db_group_writes").record(writes.len() as f64);
     metrics::histogram!("longshore_db_group_seconds").record(begun.elapsed().as_secs_f64());
+    if let Err(Failed::Unknown(error)) = &committed {
+        // It may have come true, and is not run again: whoever asked for it finds out.
+        for write in writes {
+            write.refuse(error);
+        }
+        return;
+    }
     let mut away = None;
     for write in writes {
         match (&committed, &away) {
@@ -217,38 +225,60 @@ async fn commit_group(
     }
 }
 
+/// Why a group came to nothing, as far as is known.
+enum Failed {
+    /// Nothing of it was written.
+    Undone,
+    /// The connection was lost on its commit.
+    Unknown(DbErr),
+}
+
+async fn commit(tx: Transaction) -> Result<(), Failed> {
+    tx.commit().await.map_err(|error| {
+        let is_lost = driver_error(&error).is_some_and(postgres::is_lost);
+        if is_lost { Failed::Unknown(error) } else { Failed::Undone }
+    })
+}
+
 /// Runs the first of `writes` and then those that `next` yields, which it adds to them, as long as none
-/// fails. An error means that nothing of them was written.
+/// fails.
 async fn together(
     tx: Transaction,
     writes: &mut Vec<Box<dyn Write>>,
     begun: Instant,
     mut next: impl FnMut() -> Option<Box<dyn Write>>,
-) -> Result<(), DbErr> {
+) -> Result<(), Failed> {
     let mut place = 0;
     while let Some(write) = writes.get_mut(place) {
         if !write.run(&tx).await || tx.has_failed() {
-            tx.rollback().await?;
-            return Err(broken());
+            roll_back(tx).await;
+            return Err(Failed::Undone);
         }
         place += 1;
         if place < MAX_GROUP_SIZE && begun.elapsed() < MAX_GROUP_TIME {
             writes.extend(next());
         }
     }
-    tx.commit().await
+    commit(tx).await
 }
 
-/// Runs each of `writes` in a savepoint. An error means that nothing of them was written.
-async fn apart(connection: &Connection, writes: &mut [Box<dyn Write>]) -> Result<(), DbErr> {
-    let tx = connection.begin().await?;
+/// Runs each of `writes` in a savepoint.
+async fn apart(connection: &Connection, writes: &mut [Box<dyn Write>]) -> Result<(), Failed> {
+    let tx = connection.begin().await.map_err(|_| Failed::Undone)?;
     for write in writes {
-        if let Err(error) = run_in_savepoint(&tx, write.as_mut()).await {
-            tx.rollback().await?;
-            return Err(error);
+        if run_in_savepoint(&tx, write.as_mut()).await.is_err() {
+            roll_back(tx).await;
+            return Err(Failed::Undone);
         }
     }
-    tx.commit().await
+    commit(tx).await
+}
+
+/// Without its connection it is rolled back all the same; who tries again meets whatever else is amiss.
+async fn roll_back(tx: Transaction) {
+    if let Err(error) = tx.rollback().await {
+        tracing::debug!(error = %error, "could not roll a group of writes back");
+    }
 }
 
 async fn run_in_savepoint(tx: &Transaction, write: &mut dyn Write) -> Result<(), DbErr> {

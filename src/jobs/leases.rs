@@ -313,6 +313,18 @@ async fn record_attempt(
     tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
 }
 
+/// Whether this very attempt was ended by its own worker. Waits for a transaction that may be about to.
+pub async fn has_ended(tx: &impl ConnectionTrait, fence: &Fence) -> Result<bool, DbErr> {
+    let lock = if is_postgres(tx) { "FOR UPDATE" } else { "" };
+    let sql = format!("SELECT id FROM jobs WHERE id = $1 {lock}");
+    tx.query_one_raw(statement(tx, &sql, [fence.job_id.0.into()])).await?;
+    // The reaper's record has the name of the worker that died.
+    let sql = "SELECT 1 FROM job_attempts WHERE job_id = $1 AND epoch = $2 AND worker = $3 AND outcome <> 'died'";
+    let values: [Value; 3] =
+        [fence.job_id.0.into(), fence.epoch.into(), fence.worker.0.clone().into()];
+    Ok(tx.query_one_raw(statement(tx, sql, values)).await?.is_some())
+}
+
 /// A running job whose lease has run out.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, FromQueryResult)]
 pub struct Lapsed {
