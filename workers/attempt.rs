@@ -164,6 +164,7 @@ impl Attempt {
         // A task of its own, so that it has a thread when it needs one, and so that a panic stays in it.
         let task = tokio::spawn(run.instrument(span));
         if let Err(error) = task.await {
+            self.held.unwritten(self.job.id, self.job.epoch);
             tracing::error!(job.id = %self.job.id, error = %error, "an attempt ended outside of its own handling");
         }
         self.held.remove(self.job.id, self.job.epoch);
@@ -206,6 +207,7 @@ impl Attempt {
                 }
                 Err(error) => {
                     tracing::error!(error = %error, "gave up writing the end of an attempt; it will be run again");
+                    self.held.unwritten(self.job.id, self.job.epoch);
                     return ("unwritten", None);
                 }
             }

@@ -1,6 +1,7 @@
 //! The leases that this process holds: who runs what, until when by our own clock, and how to stop it.
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
@@ -10,18 +11,26 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
+use super::endings;
+use super::endings::Decided;
+use super::registry;
 use crate::app::App;
 use crate::clock::millis;
 use crate::db::warn_of;
 use crate::ids::JobId;
+use crate::jobs::Ending;
 use crate::jobs::Fence;
 use crate::jobs::LeaseTimes;
 use crate::jobs::Progress;
 use crate::jobs::ProgressUnit;
+use crate::jobs::Spend;
+use crate::jobs::Work;
 use crate::jobs::WorkerId;
 use crate::jobs::leases;
+use crate::jobs::leases::End;
 use crate::jobs::leases::Renewed;
 use crate::notices::Hint;
+use crate::traces;
 
 /// Progress of less than this is not worth a write.
 const REPORTED_FROM: u64 = 4 * 1024 * 1024;
@@ -128,6 +137,8 @@ type Leases = HashMap<JobId, (i64, Arc<Lease>)>;
 #[derive(Clone, Debug, Default)]
 pub struct Held {
     leases: Arc<Mutex<Leases>>,
+    /// Attempts that were run here, and whose end could not be written.
+    unwritten: Arc<Mutex<HashSet<(JobId, i64)>>>,
     /// Held from before a claim until its jobs are in `leases`, so that a renewal never takes a fresh
     /// claim for one that got lost.
     claiming: Arc<tokio::sync::Mutex<()>>,
@@ -150,6 +161,15 @@ impl Held {
         if leases.get(&job).is_some_and(|(held, _)| *held == epoch) {
             leases.remove(&job);
         }
+    }
+
+    /// To be told before the lease is removed: nobody knows what the attempt did.
+    pub fn unwritten(&self, job: JobId, epoch: i64) {
+        self.lock_unwritten().insert((job, epoch));
+    }
+
+    fn lock_unwritten(&self) -> std::sync::MutexGuard<'_, HashSet<(JobId, i64)>> {
+        self.unwritten.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     pub fn count(&self) -> usize {
@@ -254,25 +274,54 @@ impl Held {
             return Ok(());
         }
         let lost = renewed.iter().filter(|renewed| !held.contains_key(&renewed.id));
-        self.hand_back(app, worker, lost.copied().collect()).await
+        for job in lost {
+            self.hand_back(app, worker, *job, times).await?;
+        }
+        self.lock_unwritten().retain(|(job, epoch)| {
+            renewed.iter().any(|renewed| renewed.id == *job && renewed.epoch == *epoch)
+        });
+        Ok(())
     }
 
-    /// Claims whose answer never reached us: nobody here runs them, so nobody else may be kept waiting.
+    /// Ends a claim whose answer never reached us: nobody here runs it, so nobody else may be kept waiting. It costs no
+    /// attempt, and is no death. Of one that was run and whose end could not be written nobody knows what it sent.
     async fn hand_back(
         &self,
         app: &App,
         worker: &WorkerId,
-        jobs: Vec<Renewed>,
+        job: Renewed,
+        times: LeaseTimes,
     ) -> Result<(), sea_orm::DbErr> {
-        for job in jobs {
-            let fence = Fence { job_id: job.id, epoch: job.epoch, worker: worker.clone() };
-            app.db
-                .work(move |tx| {
-                    let fence = fence.clone();
-                    Box::pin(async move { leases::let_lapse(tx, &fence).await })
+        let was_begun = self.lock_unwritten().contains(&(job.id, job.epoch));
+        let fence = Fence { job_id: job.id, epoch: job.epoch, worker: worker.clone() };
+        let clock = app.clock.clone();
+        app.db
+            .work(move |tx| {
+                let (fence, now) = (fence.clone(), clock.now());
+                Box::pin(async move {
+                    let Some(leased) = leases::leased(tx, &fence).await? else { return Ok(()) };
+                    let effects = match Work::read(&leased.kind, &leased.payload) {
+                        Ok(work) => registry::unrun(work, leased.file_id, was_begun),
+                        // It stands for nothing that could have been begun.
+                        Err(_) => Arc::new(registry::Nothing),
+                    };
+                    let ending = if job.is_cancel_requested {
+                        Ending::Cancelled
+                    } else {
+                        let after = Duration::ZERO;
+                        Ending::Retry { after, spend: Spend::Nothing, failure: None }
+                    };
+                    let outcome = if job.is_cancel_requested { "cancelled" } else { "handed_back" };
+                    let claimed_at = leased.lease_until.before(times.lease);
+                    let end = End { fence, claimed_at, ending, outcome };
+                    let (owner, kind) = (leased.owner, leased.kind);
+                    let decided = Decided { end, owner, kind, effects, here: traces::here() };
+                    endings::write(tx, now, &[decided]).await.map(drop)
                 })
-                .await?;
-        }
+            })
+            .await?;
+        app.notices.hint(Hint::Work);
+        app.notices.hint(Hint::Change);
         Ok(())
     }
 

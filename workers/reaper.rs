@@ -19,13 +19,13 @@ use crate::jobs::LeaseTimes;
 use crate::jobs::Spend;
 use crate::jobs::Work;
 use crate::jobs::leases;
-use crate::jobs::leases::Lapsed;
+use crate::jobs::leases::Leased;
 use crate::jobs::leases::Reaped;
 use crate::notices::Hint;
 
 /// Looks each heartbeat, until it is dropped.
 pub async fn run(app: App, times: LeaseTimes) {
-    let mut seen: HashMap<Lapsed, Instant> = HashMap::new();
+    let mut seen: HashMap<Leased, Instant> = HashMap::new();
     let mut looks = tokio::time::interval(times.heartbeat);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -41,7 +41,7 @@ pub async fn run(app: App, times: LeaseTimes) {
 async fn look(
     app: &App,
     times: LeaseTimes,
-    seen: &mut HashMap<Lapsed, Instant>,
+    seen: &mut HashMap<Leased, Instant>,
 ) -> Result<(), DbErr> {
     let lapsed = leases::lapsed(app.db.scan()).await?;
     let mut still = HashMap::with_capacity(lapsed.len());
@@ -58,7 +58,7 @@ async fn look(
     Ok(())
 }
 
-async fn reap(app: &App, job: Lapsed) -> Result<(), DbErr> {
+async fn reap(app: &App, job: Leased) -> Result<(), DbErr> {
     let (at, lapsed) = (app.clone(), job.clone());
     let reaped = app
         .db

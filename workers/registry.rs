@@ -98,6 +98,12 @@ pub fn panicked(work: &Work) -> Done {
     }
 }
 
+/// What follows from the end of an attempt that this process does not run. `was_begun` if it ever did, so that nobody
+/// knows what was sent.
+pub fn unrun(work: Work, file: Option<FileId>, was_begun: bool) -> Arc<dyn Effects> {
+    if was_begun { Arc::new(Unseen(work)) } else { Arc::new(Unbegun { work, file }) }
+}
+
 /// The end of an attempt at a job whose payload is not of its kind's shape: nothing was begun.
 pub fn unreadable(job: &Claimed, error: &serde_json::Error) -> Done {
     Done {
@@ -120,6 +126,28 @@ pub struct Nothing;
 impl Effects for Nothing {
     async fn write(&self, _: &Transaction, _: Timestamp, _: &Ending) -> Result<(), DbErr> {
         Ok(())
+    }
+}
+
+/// The end of an attempt that was claimed and never begun: certainly nothing was sent.
+struct Unbegun {
+    work: Work,
+    file: Option<FileId>,
+}
+
+#[async_trait]
+impl Effects for Unbegun {
+    fn file(&self) -> Option<FileId> {
+        self.file
+    }
+
+    async fn write(&self, tx: &Transaction, now: Timestamp, ending: &Ending) -> Result<(), DbErr> {
+        if let (Work::UploadFile(payload), Ending::Retry { .. }) = (&self.work, ending) {
+            let upload = mappings::store::find_upload(tx, payload.mapping_id).await?;
+            let Some(upload) = upload else { return Ok(()) };
+            return mappings::outcome::postpone(tx, &upload, Certainty::Unchanged, None).await;
+        }
+        ended_unseen(tx, now, &self.work, ending).await
     }
 }
 

@@ -80,12 +80,16 @@ pub async fn renew(
     Ok(renewed.collect())
 }
 
-/// Lets a lease run out at once, because nobody runs the job: the reaper finds it.
-pub async fn let_lapse(tx: &impl ConnectionTrait, fence: &Fence) -> Result<(), DbErr> {
-    let sql = "UPDATE jobs SET lease_until = 0 WHERE id = $1 AND epoch = $2 AND lease_owner = $3";
+/// The job that a worker has a lease for, if it still has.
+pub async fn leased(tx: &impl ConnectionTrait, fence: &Fence) -> Result<Option<Leased>, DbErr> {
+    let lock = if is_postgres(tx) { "FOR UPDATE" } else { "" };
+    let sql = format!(
+        "SELECT id, kind, payload, owner, lane, file_id, epoch, lease_until FROM jobs \
+         WHERE id = $1 AND epoch = $2 AND lease_owner = $3 {lock}"
+    );
     let values: [Value; 3] =
         [fence.job_id.0.into(), fence.epoch.into(), fence.worker.0.clone().into()];
-    tx.execute_raw(statement(tx, sql, values)).await.map(|_| ())
+    Leased::find_by_statement(statement(tx, &sql, values)).one(tx).await
 }
 
 /// Whether the lease is still this worker's. On PostgreSQL it stays so until the transaction ends.
@@ -325,9 +329,9 @@ pub async fn has_ended(tx: &impl ConnectionTrait, fence: &Fence) -> Result<bool,
     Ok(tx.query_one_raw(statement(tx, sql, values)).await?.is_some())
 }
 
-/// A running job whose lease has run out.
+/// A job that runs, as the reaper finds it whose lease has run out.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, FromQueryResult)]
-pub struct Lapsed {
+pub struct Leased {
     pub id: JobId,
     pub kind: String,
     pub payload: String,
@@ -339,14 +343,14 @@ pub struct Lapsed {
 }
 
 /// Jobs whose lease has run out, at most 1,000. What a newer version would have to see to is left to it.
-pub async fn lapsed(db: &impl ConnectionTrait) -> Result<Vec<Lapsed>, DbErr> {
+pub async fn lapsed(db: &impl ConnectionTrait) -> Result<Vec<Leased>, DbErr> {
     let sql = format!(
         "SELECT id, kind, payload, owner, lane, file_id, epoch, lease_until FROM jobs \
          WHERE status = 'running' AND lease_until < {} AND kind IN ({}) LIMIT 1000",
         db::now(db),
         Work::quoted_kinds()
     );
-    Lapsed::find_by_statement(statement(db, &sql, [])).all(db).await
+    Leased::find_by_statement(statement(db, &sql, [])).all(db).await
 }
 
 /// What became of a job that was taken from its silent worker.
@@ -361,7 +365,7 @@ pub enum Reaped {
 }
 
 /// Takes a lapsed job from its worker. `None` when it was renewed, ended or reaped meanwhile.
-pub async fn reap(tx: &impl ConnectionTrait, lapsed: &Lapsed) -> Result<Option<Reaped>, DbErr> {
+pub async fn reap(tx: &impl ConnectionTrait, lapsed: &Leased) -> Result<Option<Reaped>, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         attempt: i32,
