@@ -54,13 +54,13 @@ pub async fn run(app: App, worker: WorkerId, shutdown: CancellationToken) -> any
     tracing::info!(worker = %worker, slots = dispatcher.slots(), "workers started");
 
     // Leases are kept until the last attempt has ended, also while it drains.
-    let keeping = tokio::spawn({
+    let mut keeping = tokio::spawn({
         let (held, app, worker) = (held.clone(), app.clone(), worker.clone());
         async move { held.keep(app, worker, times).await }
     });
     // Likewise.
-    let ending = tokio::spawn(writer.run(app.clone()));
-    let reaping = tokio::spawn(reaper::run(app.clone(), times));
+    let mut ending = tokio::spawn(writer.run(app.clone()));
+    let mut reaping = tokio::spawn(reaper::run(app.clone(), times));
     let tidying = tokio::spawn(maintenance::run(app.clone()));
     let expiring = tokio::spawn(expiry::run(app.clone()));
     let emptying = tokio::spawn(spent_blobs::run(app.clone()));
@@ -76,6 +76,17 @@ pub async fn run(app: App, worker: WorkerId, shutdown: CancellationToken) -> any
     let signal = async {
         shutdown.cancelled().await;
         io::Result::Ok(())
+    };
+    // None of them ends by itself before that: a panic ends the process, in whose place another is started.
+    let failed = async {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => std::future::pending().await,
+            ended = &mut keeping => ("renews leases", ended),
+            ended = &mut ending => ("writes the ends of attempts", ended),
+            ended = &mut reaping => ("takes over jobs", ended),
+            ended = &mut dispatching => ("claims jobs", ended),
+        }
     };
     // Whatever still runs when the drain and the hand-back are over (the database may be away) is left
     // to the reaper of another process.
@@ -93,7 +104,12 @@ pub async fn run(app: App, worker: WorkerId, shutdown: CancellationToken) -> any
                 () = rest => {}
                 _ = &mut draining => {}
             }
-            ended
+            ended.map_err(|error| anyhow::anyhow!("the worker runtime failed: {error}"))
+        }
+        (part, ended) = failed => {
+            let cause = ended.err().map(|error| format!(": {error}")).unwrap_or_default();
+            tracing::error!("the part of the workers that {part} has ended{cause}; the process ends");
+            Err(anyhow::anyhow!("the part of the workers that {part} has ended{cause}"))
         }
         _ = &mut draining => Ok(()),
     };
@@ -101,7 +117,7 @@ pub async fn run(app: App, worker: WorkerId, shutdown: CancellationToken) -> any
         task.abort();
     }
     tracing::info!("workers stopped");
-    ended.map_err(|error| anyhow::anyhow!("the worker runtime failed: {error}"))
+    ended
 }
 
 /// What apalis calls for each claim. It always hears that all is well: the outcome is in our table.

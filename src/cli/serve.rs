@@ -264,14 +264,20 @@ impl Running {
     /// Waits for the end: the signal, or a part that failed.
     pub async fn until_stopped(mut self) -> Result<(), Failed> {
         let mut result = Ok(());
-        if let Some(workers) = &mut self.workers {
-            tokio::select! {
-                () = self.shutdown.cancelled() => {}
-                ended = workers => {
-                    self.workers = None;
-                    result = ended.map_err(anyhow::Error::from).and_then(|ended| ended);
-                    self.shutdown.cancel();
-                }
+        tokio::select! {
+            biased;
+            () = self.shutdown.cancelled() => {}
+            ended = end_of(&mut self.workers) => {
+                self.workers = None;
+                result = ended.map_err(anyhow::Error::from).and_then(|ended| ended);
+                self.shutdown.cancel();
+            }
+            ended = end_of(&mut self.intake) => {
+                self.intake = None;
+                let cause = ended.err().map(|error| format!(": {error}")).unwrap_or_default();
+                tracing::error!("the intake has ended{cause}; the process ends");
+                result = Err(anyhow::anyhow!("the intake has ended{cause}"));
+                self.shutdown.cancel();
             }
         }
         // Both drain at the same time.
@@ -279,13 +285,24 @@ impl Running {
             intake.await?;
         }
         if let Some(workers) = self.workers.take() {
-            result = workers.await.map_err(anyhow::Error::from).and_then(|ended| ended);
+            let ended = workers.await.map_err(anyhow::Error::from).and_then(|ended| ended);
+            result = result.and(ended);
         }
         for task in self.beside {
             task.abort();
         }
         self.process.has_stopped(&self.app).await;
         result.map_err(Failed::Otherwise)
+    }
+}
+
+/// Ends when the task does; never if there is none.
+async fn end_of<T>(
+    task: &mut Option<tokio::task::JoinHandle<T>>,
+) -> Result<T, tokio::task::JoinError> {
+    match task {
+        Some(task) => task.await,
+        None => std::future::pending().await,
     }
 }
 
