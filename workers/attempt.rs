@@ -292,7 +292,8 @@ impl Attempt {
         is_unsure: bool,
     ) -> Result<Option<(Ending, &'static str)>, DbErr> {
         if is_unsure && self.app.db.is_postgres() && self.has_ended().await? {
-            let ending = decide(&done.conclusion, &self.job, &policy(&self.app), Spend::Attempt, 0.0);
+            let ending =
+                decide(&done.conclusion, &self.job, &policy(&self.app), Spend::Attempt, 0.0);
             let outcome = outcome(&done.conclusion, &ending);
             return Ok(Some((ending, outcome)));
         }
