@@ -36,13 +36,16 @@ impl BlobError {
         match (kind, code) {
             (_, "NoSuchBucket" | "ContainerNotFound") => Self::NoBucket(reason),
             (_, "XMinioStorageFull" | "QuotaExceeded") => Self::Full(reason),
-            (Kind::NotFound, _) => Self::Missing(key.to_owned()),
+            // Nothing else is believed: a proxy, or a store at another address, answers 404 to everything.
+            (Kind::NotFound, "NoSuchKey" | "BlobNotFound" | "NoSuchUpload") => {
+                Self::Missing(key.to_owned())
+            }
             (Kind::Refused, _)
             // Of another region, or no longer good.
             | (_, "AuthorizationHeaderMalformed" | "ExpiredToken" | "InvalidToken") => {
                 Self::Refused(reason)
             }
-            (Kind::Other, _) => Self::Store(reason),
+            (Kind::NotFound | Kind::Other, _) => Self::Store(reason),
         }
     }
 }
@@ -60,6 +63,7 @@ impl From<StoreError> for BlobError {
         }
         let said = Said::by(&error);
         match &error {
+            StoreError::NotFound { path, .. } if is_no_file(&error) => Self::Missing(path.clone()),
             StoreError::NotFound { path, .. } => Self::of(Kind::NotFound, path, said),
             StoreError::PermissionDenied { path, .. }
             | StoreError::Unauthenticated { path, .. } => Self::of(Kind::Refused, path, said),
@@ -79,6 +83,13 @@ fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
     causes(error).filter_map(|error| error.downcast_ref::<std::io::Error>()).any(|error| {
         matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
     })
+}
+
+/// Whether it is the file system that says so.
+fn is_no_file(error: &StoreError) -> bool {
+    causes(error)
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 fn causes<'a>(
@@ -107,7 +118,10 @@ impl Said {
     }
 
     fn at_bottom(text: &str) -> Self {
-        let code = element(text, "Code").map(str::to_owned);
+        // Azure's answer to a delete is one of many in a body, of which object_store keeps the reason.
+        let gone_at_azure =
+            || text.contains("The specified blob does not exist.").then_some("BlobNotFound");
+        let code = element(text, "Code").or_else(gone_at_azure).map(str::to_owned);
         let text = match (&code, element(text, "Message")) {
             (Some(code), Some(message)) => format!("{code}: {}", shortened(message)),
             (Some(code), None) => code.clone(),
@@ -150,12 +164,29 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_bucket_is_not_a_missing_object() {
+    fn only_a_store_that_says_so_lacks_an_object() {
         let not_found = |text: &str| {
             BlobError::from(StoreError::NotFound { path: "a".to_owned(), source: text.into() })
         };
-        assert!(matches!(not_found("<Code>NoSuchKey</Code>"), BlobError::Missing(_)));
-        assert!(matches!(not_found("404 Not Found: "), BlobError::Missing(_)));
+        for code in ["NoSuchKey", "BlobNotFound", "NoSuchUpload"] {
+            let text = format!("404 Not Found: <Error><Code>{code}</Code></Error>");
+            assert!(matches!(not_found(&text), BlobError::Missing(_)), "{code}");
+            assert!(
+                matches!(BlobError::answered(404, "a", &text), BlobError::Missing(_)),
+                "{code}"
+            );
+        }
+        for text in ["404 Not Found: ", "404: <html>nginx</html>", "<Code>NoSuchThing</Code>", "{}"]
+        {
+            assert!(matches!(not_found(text), BlobError::Store(_)), "{text}");
+            assert!(matches!(BlobError::answered(404, "a", text), BlobError::Store(_)), "{text}");
+        }
+        let deleted =
+            "Bulk delete request failed for key a: The specified blob does not exist. (code: 404)";
+        assert!(matches!(not_found(deleted), BlobError::Missing(_)));
+        let no_file = std::io::Error::from(std::io::ErrorKind::NotFound);
+        let no_file = StoreError::NotFound { path: "a".to_owned(), source: no_file.into() };
+        assert!(matches!(BlobError::from(no_file), BlobError::Missing(_)));
         assert!(matches!(not_found("<Code>NoSuchBucket</Code>"), BlobError::NoBucket(_)));
         assert!(matches!(not_found("<Code>ContainerNotFound</Code>"), BlobError::NoBucket(_)));
         let BlobError::Store(reason) = BlobError::from(error("502 Bad Gateway: <html>x</html>"))

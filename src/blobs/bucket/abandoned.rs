@@ -124,11 +124,13 @@ impl Uploads {
             Access::S3 { store, .. } => &**store,
             Access::Google { store, .. } => &**store,
         };
-        match store.abort_multipart(&Path::from(upload.key.as_str()), &upload.upload_id).await {
+        let key = Path::from(upload.key.as_str());
+        let aborted = store.abort_multipart(&key, &upload.upload_id).await;
+        match aborted.map_err(BlobError::from) {
             Ok(()) => {}
             // Ended meanwhile.
-            Err(object_store::Error::NotFound { .. }) => return Ok(false),
-            Err(error) => return Err(error.into()),
+            Err(BlobError::Missing(_)) => return Ok(false),
+            Err(error) => return Err(error),
         }
         tracing::info!(blob.key = %upload.key, "called off an upload in parts that nobody ended");
         Ok(true)

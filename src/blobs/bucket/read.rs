@@ -42,7 +42,7 @@ pub async fn read(
 async fn exists(store: &dyn ObjectStore, path: &Path) -> Result<(), BlobError> {
     match store.head(path).await {
         Ok(_) => Ok(()),
-        // The answer to a `HEAD` has no body that says whether it is the bucket that is missing.
+        // The answer to a `HEAD` has no body that says what it is that is missing.
         Err(object_store::Error::NotFound { .. }) => {
             store.get(path).await?;
             Ok(())
@@ -187,7 +187,7 @@ mod tests {
 
         async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
             self.gets.fetch_add(1, Ordering::Relaxed);
-            let result = self.inner.get_opts(location, options).await?;
+            let result = self.inner.get_opts(location, options).await.map_err(as_s3)?;
             let (meta, range) = (result.meta.clone(), result.range.clone());
             let (attributes, extensions) = (result.attributes.clone(), result.extensions.clone());
             let bytes = result.bytes().await?;
@@ -219,6 +219,17 @@ mod tests {
 
         async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
             self.inner.copy_opts(from, to, options).await
+        }
+    }
+
+    /// An object that is missing, as a store says it.
+    fn as_s3(error: object_store::Error) -> object_store::Error {
+        match error {
+            object_store::Error::NotFound { path, .. } => object_store::Error::NotFound {
+                path,
+                source: "404 Not Found: <Error><Code>NoSuchKey</Code></Error>".into(),
+            },
+            error => error,
         }
     }
 
