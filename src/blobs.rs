@@ -171,7 +171,12 @@ impl Blobs {
         }
     }
 
-    /// Uploads and outputs that were last written before `before`, a few at a time: what no row names is an orphan.
+    /// Whether [`Blobs::contents_before`] goes by the last write to a blob. S3 goes by when its upload began.
+    pub fn tells_last_write(&self) -> bool {
+        matches!(self.place, Place::Folder { .. })
+    }
+
+    /// Uploads and outputs that were written before `before`, a few at a time: what no row names may be an orphan.
     pub fn contents_before(&self, before: Timestamp) -> BoxStream<'_, Result<String, BlobError>> {
         let [uploads, outputs] =
             BlobKey::FOLDERS.map(|folder| self.store.list(Some(&folder.into())));

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::Instant;
 
 use crate::db::Transaction;
 use futures_util::StreamExt as _;
 use sea_orm::DbErr;
 
 use super::delete_file;
+use super::unnamed::Unnamed;
 use crate::app::Account;
 use crate::app::App;
 use crate::blobs::BlobError;
@@ -48,7 +50,7 @@ const MAX_CHUNKS: usize = 200;
 const PROVIDER_EVENTS_KEPT: Duration = Duration::from_secs(4 * 24 * 3600);
 /// How long a watch is put off whose provider is not configured here. The start of a worker that has it makes it due.
 const UNSERVED_PAUSE: Duration = Duration::from_secs(3600);
-/// A blob that no row names and nobody has written to for this long is an orphan.
+/// A blob that no row names and nobody has written to for this long is an orphan; in a bucket, once it was seen so twice.
 const ORPHAN_AFTER: Duration = Duration::from_secs(3600);
 const ORPHANS_EVERY: u32 = 60;
 /// An upload in parts that got none for this long has nobody who ends it: the slowest sender that is put up with
@@ -60,6 +62,7 @@ pub async fn run(app: App) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut round = 0u32;
+    let mut unnamed = Unnamed::default();
     loop {
         ticks.tick().await;
         if let Err(error) = fail_those_who_wait_in_vain(&app).await {
@@ -84,7 +87,7 @@ pub async fn run(app: App) {
             warn_of(&error, "could not prune old rows");
         }
         if round.is_multiple_of(ORPHANS_EVERY) {
-            if let Err(error) = sweep_orphans(&app).await {
+            if let Err(error) = sweep_orphans(&app, &mut unnamed).await {
                 tracing::warn!(error = %error, "could not sweep orphaned blobs");
             }
             // Apart from these: a key may be allowed to list objects, and not this.
@@ -272,13 +275,14 @@ where
 }
 
 /// Deletes what a crash between the blob and its row left behind.
-async fn sweep_orphans(app: &App) -> Result<(), Error> {
+async fn sweep_orphans(app: &App, unnamed: &mut Unnamed) -> Result<(), Error> {
     if !app.installation.is_trusted {
         // The rows that name these blobs may be in another database.
         return Ok(());
     }
     // By the store's own clock: ours may be ahead, and a blob whose row is being committed look old.
     let before: Timestamp = app.blobs.now().await?.before(ORPHAN_AFTER);
+    unnamed.look();
     let mut old = app.blobs.contents_before(before).chunks(CHUNK as usize);
     while let Some(chunk) = old.next().await {
         let keys = chunk.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -286,10 +290,14 @@ async fn sweep_orphans(app: &App) -> Result<(), Error> {
         // What is being ingested is no file yet.
         known.extend(results::store::known_blobs(app.db.scan(), &keys).await?);
         for key in keys.into_iter().filter(|key| !known.contains(key)) {
+            if !app.blobs.tells_last_write() && !unnamed.is_orphan(&key, Instant::now()) {
+                continue;
+            }
             tracing::info!(blob.key = %key, "deleted an orphaned blob");
             app.blobs.delete(&BlobKey::Stored(key)).await?;
         }
     }
+    unnamed.looked();
     Ok(())
 }
 

@@ -24,6 +24,7 @@ mod strays;
 mod submit_batch;
 mod sweep;
 mod traced;
+mod unnamed;
 mod upload_file;
 mod verify_upload;
 mod watch_batch;
