@@ -53,7 +53,7 @@ pub enum Error {
         #[source]
         source: anyhow::Error,
     },
-    /// Too much is under way here, or before the database.
+    /// Too much is under way here, or before the database or the blob store.
     #[error("the server has more to do than it can; try again")]
     Overloaded,
     #[error("the disk of {what} is full; free some room, or delete files")]
@@ -136,6 +136,7 @@ impl From<BlobError> for Error {
         match &error {
             BlobError::Full(_) => Self::DiskFull { what, source: error.into() },
             BlobError::Missing(_) => Self::Internal(error.into()),
+            BlobError::NoBuffer => Self::Overloaded,
             BlobError::NoBucket(_) | BlobError::Refused(_) | BlobError::Store(_) => {
                 Self::Unavailable { what, source: error.into() }
             }

@@ -340,6 +340,7 @@ fn unreadable(error: &BlobError) -> Conclusion {
         BlobError::Full(_)
         | BlobError::NoBucket(_)
         | BlobError::Refused(_)
+        | BlobError::NoBuffer
         | BlobError::Store(_) => Conclusion::transient("source_unreadable", error.to_string()),
     }
 }

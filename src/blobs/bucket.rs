@@ -19,9 +19,9 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use secrecy::ExposeSecret as _;
-use tokio::sync::Semaphore;
 
 use self::abandoned::Uploads;
+use self::write::Room;
 pub use self::write::Writer;
 use super::BlobError;
 use super::BlobKey;
@@ -33,15 +33,12 @@ use crate::config::Cloud;
 /// A store that says nothing for so long is given up. A part has to be through in this time, too.
 const SILENCE: Duration = Duration::from_secs(30);
 const CONNECT: Duration = Duration::from_secs(5);
-/// Parts on their way at the same time, over all objects that this process writes: what they take in memory.
-const PARTS_ON_THEIR_WAY: usize = 4;
-
 /// A place in an object store.
 #[derive(Clone, Debug)]
 pub struct Bucket {
     /// Under the prefix.
     store: Arc<dyn ObjectStore>,
-    parts: Arc<Semaphore>,
+    room: Room,
     /// Where uploads in parts that were left behind have to be looked for.
     uploads: Option<Arc<Uploads>>,
 }
@@ -79,7 +76,7 @@ impl Bucket {
         };
         Ok(Self {
             store: Arc::new(PrefixStore::new(store, prefix)),
-            parts: Arc::new(Semaphore::new(PARTS_ON_THEIR_WAY)),
+            room: Room::default(),
             uploads: uploads.map(Arc::new),
         })
     }
@@ -89,7 +86,7 @@ impl Bucket {
     }
 
     pub fn writer(&self, key: &BlobKey) -> Writer {
-        Writer::new(Arc::clone(&self.store), Arc::clone(&self.parts), key.object())
+        Writer::new(Arc::clone(&self.store), self.room.clone(), key.object())
     }
 
     pub async fn read(&self, key: &BlobKey, range: Range<u64>) -> Result<ByteStream, BlobError> {

@@ -14,6 +14,9 @@ pub enum BlobError {
     NoBucket(#[source] anyhow::Error),
     #[error("the blob store refuses the credentials")]
     Refused(#[source] anyhow::Error),
+    /// Too many are being written at once.
+    #[error("no memory came free in time for what is written to the blob store")]
+    NoBuffer,
     #[error("the blob store failed")]
     Store(#[source] anyhow::Error),
 }

@@ -4,6 +4,7 @@
 //! is there of the object is taken back.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use bytes::BytesMut;
@@ -23,14 +24,56 @@ use tokio::sync::oneshot;
 use super::super::BlobError;
 use super::super::PART;
 
+/// Parts on their way at the same time, over all objects that this process writes.
+const PARTS_ON_THEIR_WAY: usize = 4;
+/// Buffers of a part, over all objects that this process writes, full or filling: 255 MiB.
+const BUFFERS: usize = (256 << 20) / part();
+/// What a writer may hold without one of them, in bytes: most files are no larger.
+const UNCOUNTED: usize = 256 << 10;
+/// How long a writer waits for one.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// What all writers of a store share: the memory that they may take.
+#[derive(Clone, Debug)]
+pub struct Room {
+    on_their_way: Arc<Semaphore>,
+    buffers: Arc<Semaphore>,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self::new(PARTS_ON_THEIR_WAY, BUFFERS)
+    }
+}
+
+impl Room {
+    fn new(on_their_way: usize, buffers: usize) -> Self {
+        Self {
+            on_their_way: Arc::new(Semaphore::new(on_their_way)),
+            buffers: Arc::new(Semaphore::new(buffers)),
+        }
+    }
+
+    /// Leave to fill a buffer of a part.
+    async fn buffer(&self) -> Result<OwnedSemaphorePermit, BlobError> {
+        let permit = Arc::clone(&self.buffers).acquire_owned();
+        match tokio::time::timeout(LONGEST_WAIT, permit).await {
+            Ok(permit) => permit.map_err(|_| given_up()),
+            Err(_) => Err(BlobError::NoBuffer),
+        }
+    }
+}
+
 /// An object that is being written. Dropped before [`Writer::finish`] has answered, it is taken back.
 #[derive(Debug)]
 pub struct Writer {
     store: Arc<dyn ObjectStore>,
-    parts: Arc<Semaphore>,
+    room: Room,
     key: Path,
     /// The part that is filling up.
     pending: BytesMut,
+    /// Once it is more than need not be counted.
+    permit: Option<OwnedSemaphorePermit>,
     sending: Option<Sending>,
 }
 
@@ -43,26 +86,41 @@ struct Sending {
 
 #[derive(Debug)]
 enum Piece {
-    Part(Bytes, OwnedSemaphorePermit),
-    Last(Bytes),
+    Part(Buffer, OwnedSemaphorePermit),
+    Last(Buffer),
+}
+
+/// Bytes, and the leave to hold them.
+#[derive(Debug)]
+struct Buffer {
+    bytes: Bytes,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Writer {
-    pub fn new(store: Arc<dyn ObjectStore>, parts: Arc<Semaphore>, key: Path) -> Self {
-        Self { store, parts, key, pending: BytesMut::new(), sending: None }
+    pub fn new(store: Arc<dyn ObjectStore>, room: Room, key: Path) -> Self {
+        Self { store, room, key, pending: BytesMut::new(), permit: None, sending: None }
     }
 
-    /// Takes the next bytes, once there is room for them.
+    /// Takes the next bytes, once there is room for them; there has to be some in time.
     pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), BlobError> {
         while !bytes.is_empty() {
             // Only here, since the last part is never empty.
             if self.pending.len() == part() {
-                let parts = Arc::clone(&self.parts);
-                let permit = parts.acquire_owned().await.map_err(|_| given_up())?;
+                let on_their_way = Arc::clone(&self.room.on_their_way);
+                let permit = on_their_way.acquire_owned().await.map_err(|_| given_up())?;
                 self.send(|part| Piece::Part(part, permit)).await?;
             }
-            let room = part() - self.pending.len();
-            self.pending.extend_from_slice(&bytes.split_to(room.min(bytes.len())));
+            let free = part() - self.pending.len();
+            let next = bytes.split_to(free.min(bytes.len()));
+            if self.permit.is_none() && self.pending.len() + next.len() > UNCOUNTED {
+                self.permit = Some(self.room.buffer().await?);
+                // All of it at once: one that grows doubles, past the size of a part.
+                let mut buffer = BytesMut::with_capacity(part());
+                buffer.extend_from_slice(&self.pending);
+                self.pending = buffer;
+            }
+            self.pending.extend_from_slice(&next);
         }
         Ok(())
     }
@@ -78,9 +136,11 @@ impl Writer {
     /// Hands what is pending to the task, which is started by the first piece.
     async fn send(
         &mut self,
-        piece: impl FnOnce(Bytes) -> Piece,
+        piece: impl FnOnce(Buffer) -> Piece,
     ) -> Result<&mut Sending, BlobError> {
-        let bytes = self.pending.split().freeze();
+        // Taken as a whole: what is split off is kept in memory by the rest.
+        let bytes = std::mem::take(&mut self.pending).freeze();
+        let buffer = Buffer { bytes, permit: self.permit.take() };
         let mut sending = self.sending.take().unwrap_or_else(|| {
             let (pieces, received) = mpsc::unbounded_channel();
             let (tell, outcome) = oneshot::channel();
@@ -88,7 +148,7 @@ impl Writer {
             tokio::spawn(Task { store, key, pieces: received }.run(tell));
             Sending { pieces, outcome }
         });
-        if sending.pieces.send(piece(bytes)).is_err() {
+        if sending.pieces.send(piece(buffer)).is_err() {
             // It has failed.
             let outcome = (&mut sending.outcome).await;
             return Err(outcome.ok().and_then(Result::err).unwrap_or_else(given_up));
@@ -160,8 +220,8 @@ impl Task {
     async fn write(&mut self) -> (Result<(), BlobError>, Left) {
         let first = match self.pieces.recv().await {
             None => return (Err(given_up()), Left::Nothing),
-            Some(Piece::Last(all)) => {
-                let put = self.store.put(&self.key, PutPayload::from_bytes(all)).await;
+            Some(Piece::Last(Buffer { bytes, permit: _permit })) => {
+                let put = self.store.put(&self.key, PutPayload::from_bytes(bytes)).await;
                 return match put {
                     Ok(_) => (Ok(()), Left::Nothing),
                     Err(error) => (Err(error.into()), Left::Object),
@@ -191,16 +251,16 @@ impl Task {
         let mut under_way: FuturesUnordered<BoxFuture<'static, _>> = FuturesUnordered::new();
         let mut next = Some(first);
         loop {
-            let (bytes, permit) = match next.take() {
-                Some(Piece::Part(bytes, permit)) => (bytes, Some(permit)),
-                Some(Piece::Last(bytes)) => (bytes, None),
+            let (buffer, permit) = match next.take() {
+                Some(Piece::Part(buffer, permit)) => (buffer, Some(permit)),
+                Some(Piece::Last(buffer)) => (buffer, None),
                 None => return Err(given_up()),
             };
             let is_last = permit.is_none();
-            let sent = upload.put_part(PutPayload::from_bytes(bytes));
+            let sent = upload.put_part(PutPayload::from_bytes(buffer.bytes));
             under_way.push(Box::pin(async move {
                 let sent = sent.await;
-                drop(permit);
+                drop((permit, buffer.permit));
                 sent
             }));
             if is_last {
@@ -244,16 +304,49 @@ async fn take_back(store: &dyn ObjectStore, key: &Path) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use futures_util::TryStreamExt as _;
     use object_store::memory::InMemory;
 
     use super::*;
 
     fn writer(store: &Arc<InMemory>) -> Writer {
-        let parts = Arc::new(Semaphore::new(2));
-        Writer::new(Arc::clone(store) as Arc<dyn ObjectStore>, parts, Path::from("key"))
+        writer_in(Room::new(2, 3), store)
+    }
+
+    fn writer_in(room: Room, store: &Arc<InMemory>) -> Writer {
+        Writer::new(Arc::clone(store) as Arc<dyn ObjectStore>, room, Path::from("key"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn more_than_a_little_is_held_by_as_many_as_there_are_buffers() {
+        let (store, room) = (Arc::new(InMemory::new()), Room::new(1, 1));
+        let much = Bytes::from(vec![7; 1 << 20]);
+        let mut first = writer_in(room.clone(), &store);
+        first.write(much.clone()).await.unwrap();
+        assert_eq!(first.pending.capacity(), part());
+        let mut second = writer_in(room.clone(), &store);
+        second.write(much.slice(..UNCOUNTED)).await.unwrap();
+        let before = tokio::time::Instant::now();
+        let refused = second.write(much.slice(..1)).await;
+        assert!(matches!(refused, Err(BlobError::NoBuffer)), "{refused:?}");
+        assert_eq!(before.elapsed().as_secs(), LONGEST_WAIT.as_secs());
+        // One that waits goes on when another is through.
+        let mut third = writer_in(room.clone(), &store);
+        let (waited, ended) = tokio::join!(third.write(much.clone()), async {
+            tokio::time::sleep(LONGEST_WAIT / 2).await;
+            first.finish().await
+        });
+        ended.unwrap();
+        waited.unwrap();
+        // One buffer is enough for many parts, and whoever is gone has none.
+        for _ in 0..20 {
+            third.write(much.clone()).await.unwrap();
+        }
+        drop(third);
+        let mut last = writer_in(room.clone(), &store);
+        last.write(much).await.unwrap();
+        last.finish().await.unwrap();
+        assert_eq!(room.buffers.available_permits(), 1);
     }
 
     #[tokio::test]

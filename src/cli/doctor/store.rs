@@ -141,12 +141,19 @@ fn remedy(error: &BlobError, url: &BlobsUrl) -> &'static str {
         }
         (BlobError::Refused(_), _) => {
             "see that `blobs.access_key_id` and `blobs.secret_access_key`, or the cloud's own variables, are right, that \
-             they may get, put, list and delete objects there, and that `blobs.region` is the bucket's"
+             they may get, put, list and delete objects there, that `blobs.region` is the bucket's, and that this machine's \
+             clock is right: signatures of one that is 15 minutes off are refused"
         }
-        (BlobError::Missing(_) | BlobError::Store(_), BlobsUrl::Bucket(_)) => {
+        (
+            BlobError::Missing(_) | BlobError::NoBuffer | BlobError::Store(_),
+            BlobsUrl::Bucket(_),
+        ) => {
             "see that `blobs.endpoint` and `blobs.region` are right, and that this machine can reach them"
         }
-        (BlobError::Missing(_) | BlobError::Store(_), BlobsUrl::Folder(_)) => {
+        (
+            BlobError::Missing(_) | BlobError::NoBuffer | BlobError::Store(_),
+            BlobsUrl::Folder(_),
+        ) => {
             "give the user that runs longshore the right to read and write there, and see that the disk is mounted \
              for writing"
         }
