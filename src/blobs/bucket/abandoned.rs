@@ -27,7 +27,7 @@ use super::super::BlobError;
 use super::super::BlobKey;
 use crate::clock::Timestamp;
 
-/// Pages of one list; there are 1,000 entries on each.
+/// Pages that are read of one list; there are 1,000 entries on each.
 const MOST_PAGES: usize = 100;
 
 /// The uploads in parts of a bucket.
@@ -89,24 +89,25 @@ impl Uploads {
     /// Calls off those of files that are here, to which nothing was added since `before`; answers how many.
     pub async fn abort_before(&self, before: Timestamp) -> Result<u64, BlobError> {
         let mut aborted = 0;
-        for folder in BlobKey::FOLDERS {
-            let (mut key_marker, mut id_marker) = (String::new(), String::new());
-            for _ in 0..MOST_PAGES {
-                let prefix = format!("{}{folder}/", self.prefix);
-                let mut query = vec![("uploads", ""), ("prefix", prefix.as_str())];
-                if !key_marker.is_empty() {
-                    query.extend([("key-marker", &*key_marker), ("upload-id-marker", &*id_marker)]);
-                }
-                let page: List = self.ask("", &query).await?;
-                for upload in &page.uploads {
-                    aborted += u64::from(self.abort_if_old(upload, before).await?);
-                }
-                if !page.is_truncated {
-                    break;
-                }
-                (key_marker, id_marker) = (page.next_key_marker, page.next_upload_id_marker);
+        let (mut key_marker, mut id_marker) = (String::new(), String::new());
+        for _ in 0..MOST_PAGES {
+            // Not by `prefix`, which MinIO takes for a whole key.
+            let mut query = vec![("uploads", "")];
+            if !key_marker.is_empty() {
+                query.extend([("key-marker", &*key_marker), ("upload-id-marker", &*id_marker)]);
             }
+            let page: List = self.ask("", &query).await?;
+            for upload in &page.uploads {
+                aborted += u64::from(self.abort_if_old(upload, before).await?);
+            }
+            if !page.is_truncated || page.next_key_marker.is_empty() {
+                return Ok(aborted);
+            }
+            (key_marker, id_marker) = (page.next_key_marker, page.next_upload_id_marker);
         }
+        tracing::warn!(
+            "the bucket has more uploads in parts than are looked at; those far down its list may stay"
+        );
         Ok(aborted)
     }
 
