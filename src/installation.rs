@@ -5,6 +5,7 @@
 //! `longshore backup` has made says by itself that it is one, since its id is the same.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sea_orm::ConnectionTrait;
 use sea_orm::DbErr;
@@ -23,6 +24,9 @@ use crate::files;
 use crate::mappings;
 use crate::mappings::INSTALLATION_LENGTH;
 use crate::runs;
+
+const MOST_CLAIMS: u32 = 20;
+const BETWEEN_CLAIMS: Duration = Duration::from_millis(200);
 
 /// Who this is.
 #[derive(Clone, Debug)]
@@ -49,11 +53,7 @@ pub async fn ensure(db: &Db, blobs: &Blobs, now: Timestamp) -> Result<Installati
         Some(in_store) => in_store,
         // A database with files belongs to a store with an id: this one is another, as for a clone.
         None if files::store::is_any(db.read()).await? => "none".to_owned(),
-        None => {
-            // Another database may be at its first start on the same store: one of the two comes first.
-            blobs.create_small(&BlobKey::Installation, id.clone().into()).await?;
-            in_store(blobs).await?.unwrap_or_else(|| id.clone())
-        }
+        None => claim(blobs, &id).await?,
     };
     let is_restored = is_restored(db).await?;
     if is_restored {
@@ -72,6 +72,23 @@ pub async fn ensure(db: &Db, blobs: &Blobs, now: Timestamp) -> Result<Installati
         );
     }
     Ok(Installation { id: id.into(), is_trusted: is_same && !is_restored })
+}
+
+/// Puts the id into a store that has none. Another database may be at its first start on the same store: one of the two
+/// comes first, and its id is answered.
+async fn claim(blobs: &Blobs, id: &str) -> Result<String, Error> {
+    for attempt in 0..MOST_CLAIMS {
+        if attempt > 0 {
+            tokio::time::sleep(BETWEEN_CLAIMS).await;
+        }
+        blobs.create_small(&BlobKey::Installation, id.to_owned().into()).await?;
+        if let Some(in_store) = in_store(blobs).await? {
+            return Ok(in_store);
+        }
+        // S3 refuses the one of two that comes while the other is under way, and has nothing yet.
+    }
+    let source = anyhow::anyhow!("it neither takes an installation's id nor has one");
+    Err(Error::Unavailable { what: "the blob store", source })
 }
 
 /// The id in the database; none where there was no start yet.
