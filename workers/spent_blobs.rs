@@ -11,6 +11,7 @@ use futures_util::StreamExt as _;
 use sea_orm::DbErr;
 
 use crate::app::App;
+use crate::blobs::BlobError;
 use crate::blobs::BlobKey;
 use crate::config::Keep;
 use crate::error::Error;
@@ -33,33 +34,64 @@ pub async fn run(app: App) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut round = 0u32;
+    let mut passed_over = 0u32;
     loop {
         ticks.tick().await;
         if !app.installation.is_trusted {
             // The rows that need these blobs may be in another database.
             continue;
         }
-        if let Err(error) = of_deleted_files(&app).await {
+        let mut kept = Kept::default();
+        if let Err(error) = of_deleted_files(&app, &mut passed_over, &mut kept).await {
             tracing::warn!(error = %error, "could not delete the bytes of deleted files; trying again");
         }
         if round.is_multiple_of(CARRIED_EVERY)
             && let Keep::For(time) = app.config.blobs.keep
-            && let Err(error) = of_carried_files(&app, time).await
+            && let Err(error) = of_carried_files(&app, time, &mut kept).await
         {
             tracing::warn!(error = %error, "could not delete bytes that were kept long enough; trying again");
         }
+        kept.tell();
         round = round.wrapping_add(1);
     }
 }
 
-async fn of_deleted_files(app: &App) -> Result<(), Error> {
-    let mut failed = 0;
+/// What a round could not delete.
+#[derive(Default)]
+struct Kept {
+    files: u64,
+    example: Option<(FileId, BlobError)>,
+}
+
+impl Kept {
+    fn note(&mut self, file: FileId, error: BlobError) {
+        self.files += 1;
+        self.example.get_or_insert((file, error));
+    }
+
+    fn tell(self) {
+        let Some((file, error)) = self.example else { return };
+        let error = anyhow::Error::from(error);
+        tracing::warn!(
+            files = self.files,
+            file.id = %file,
+            "could not delete the bytes of deleted files, such as this one; trying again: {error:#}"
+        );
+    }
+}
+
+/// Files that could not be deleted come first again, and must not stand before all others: `passed_over` of them,
+/// counted over the rounds.
+async fn of_deleted_files(app: &App, passed_over: &mut u32, kept: &mut Kept) -> Result<(), Error> {
     loop {
-        let files = spent::of_deleted(app.db.scan(), failed, CHUNK).await?;
+        let files = spent::of_deleted(app.db.scan(), *passed_over, CHUNK).await?;
         let found = files.len();
-        let gone = delete(app, files).await;
-        // What could not be deleted comes first again, and must not stand before all others.
-        failed += u32::try_from(found - gone.len()).unwrap_or(u32::MAX);
+        let gone = delete(app, files, kept).await;
+        *passed_over += u32::try_from(found - gone.len()).unwrap_or(u32::MAX);
+        if gone.is_empty() && found == CHUNK as usize {
+            // The store takes no deletes, as it seems. The next round sees to those behind these.
+            return Ok(());
+        }
         for spent in &gone {
             forget_results(app, &spent.blob_key).await?;
         }
@@ -71,6 +103,7 @@ async fn of_deleted_files(app: &App) -> Result<(), Error> {
             })
             .await?;
         if found < CHUNK as usize {
+            *passed_over = 0;
             return Ok(());
         }
     }
@@ -92,9 +125,9 @@ async fn forget_results(app: &App, blob_key: &str) -> Result<(), DbErr> {
 }
 
 /// Here the keys go first: what is left after a crash is an orphan, which is swept.
-async fn of_carried_files(app: &App, kept: Duration) -> Result<(), Error> {
+async fn of_carried_files(app: &App, time: Duration, kept: &mut Kept) -> Result<(), Error> {
     // By the store's own clock, which the keys of this process may be behind or ahead of.
-    let before = BlobKey::first_of(app.blobs.now().await?.before(kept));
+    let before = BlobKey::first_of(app.blobs.now().await?.before(time));
     let mut after = BlobKey::UPLOADS.to_owned();
     loop {
         let carried = Arc::new(spent::of_carried(app.db.scan(), &after, &before, CHUNK).await?);
@@ -109,23 +142,27 @@ async fn of_carried_files(app: &App, kept: Duration) -> Result<(), Error> {
             })
             .await?;
         let files = carried.iter().filter(|file| released.contains(&file.id)).cloned().collect();
-        delete(app, files).await;
+        if delete(app, files, kept).await.is_empty() && !released.is_empty() {
+            // No more keys are taken from files whose bytes stay.
+            return Ok(());
+        }
     }
 }
 
 /// Answers which are gone.
-async fn delete(app: &App, spent: Vec<Spent>) -> Vec<Spent> {
+async fn delete(app: &App, spent: Vec<Spent>, kept: &mut Kept) -> Vec<Spent> {
     let deletes = futures_util::stream::iter(spent).map(|spent| async move {
-        match app.blobs.delete(&BlobKey::Stored(spent.blob_key.clone())).await {
-            Ok(()) => Some(spent),
-            Err(error) => {
-                tracing::warn!(file.id = %spent.id, error = %error, "could not delete the bytes of a file");
-                None
-            }
-        }
+        let deleted = app.blobs.delete(&BlobKey::Stored(spent.blob_key.clone())).await;
+        deleted.map(|()| spent.clone()).map_err(|error| (spent.id, error))
     });
-    let gone: Vec<Spent> =
-        deletes.buffer_unordered(AT_ONCE).filter_map(|gone| async move { gone }).collect().await;
+    let mut deletes = deletes.buffer_unordered(AT_ONCE);
+    let mut gone = Vec::new();
+    while let Some(deleted) = deletes.next().await {
+        match deleted {
+            Ok(spent) => gone.push(spent),
+            Err((file, error)) => kept.note(file, error),
+        }
+    }
     metrics::counter!("longshore_blobs_deleted_total").increment(gone.len() as u64);
     gone
 }
