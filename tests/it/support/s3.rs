@@ -39,6 +39,8 @@ pub struct Held {
     pub uploads: BTreeMap<String, u64>,
     /// When each object was written.
     pub written_at: BTreeMap<String, String>,
+    /// How many uploads in parts were ever begun.
+    pub begun: u64,
 }
 
 impl Held {
@@ -95,6 +97,31 @@ impl S3 {
         self.control(&format!("age?seconds={}", by.as_secs())).await;
     }
 
+    /// Makes one of them older.
+    pub async fn age_one(&self, name: &str, by: Duration) {
+        self.control(&format!("age?seconds={}&name={name}", by.as_secs())).await;
+    }
+
+    /// Makes an object.
+    pub async fn put(&self, name: &str) {
+        self.control(&format!("put?name={name}")).await;
+    }
+
+    /// No object may be deleted any more.
+    pub async fn keep(&self) {
+        self.control("keep").await;
+    }
+
+    /// They may again.
+    pub async fn let_go(&self) {
+        self.control("let_go").await;
+    }
+
+    /// Answers so many writes that must not replace an object as if another one were under way.
+    pub async fn conflict(&self, times: u32) {
+        self.control(&format!("conflict?times={times}")).await;
+    }
+
     /// There is no such bucket any more.
     pub async fn hide(&self) {
         self.control("hide").await;
@@ -107,7 +134,8 @@ impl S3 {
 
     async fn control(&self, what: &str) -> String {
         let url = format!("http://127.0.0.1:{}/_test/{what}", self.port);
-        self.http.get(url).send().await.unwrap().text().await.unwrap()
+        let answer = self.http.get(url).send().await.unwrap();
+        answer.error_for_status().unwrap().text().await.unwrap()
     }
 }
 
