@@ -87,6 +87,14 @@ impl Wanted {
     }
 }
 
+/// Puts heavy lanes last, beginning behind the one that was served last: they share their slots, and one that always has
+/// work would keep the others waiting.
+fn put_in_turn(wanted: &mut [Wanted], last_heavy: usize) {
+    wanted.sort_by_key(|Wanted { place, is_heavy, .. }| {
+        (*is_heavy, *is_heavy && *place <= last_heavy, *place)
+    });
+}
+
 impl Serving {
     fn free(&self) -> usize {
         self.slots.saturating_sub(self.running.load(Ordering::Acquire))
@@ -113,8 +121,7 @@ impl Drop for Slot {
     }
 }
 
-/// The lanes of our own work. What is heavy of it shares the slots that the configuration allows; sweeps, which rest
-/// while they are at it, come last.
+/// The lanes of our own work. What is heavy of it shares the slots that the configuration allows.
 fn own_lanes(app: &App) -> Vec<Serving> {
     let concurrency = app.config.workers.concurrency.get() as usize;
     let own = |lane, max_concurrency, slots| Serving {
@@ -152,6 +159,8 @@ pub struct Dispatcher {
     endings: Endings,
     listings: Listings,
     lanes: Vec<Serving>,
+    /// The place of the heavy lane that was served last.
+    last_heavy: usize,
     freed: Arc<Notify>,
     claimed: mpsc::Sender<Task<Arc<Attempt>>>,
     untaken: Untaken,
@@ -170,6 +179,7 @@ struct Round {
     claims: BTreeMap<usize, (Vec<Claimed>, bool)>,
     /// What is to be remembered of the lanes once all of this is committed.
     lower: BTreeMap<usize, LowerTurns>,
+    last_heavy: Option<usize>,
     /// When a pause or a rate budget lets the next job go.
     again_at: Option<Timestamp>,
     now: Timestamp,
@@ -208,6 +218,7 @@ impl Dispatcher {
             endings,
             listings: Listings::default(),
             lanes,
+            last_heavy: 0,
             freed: Arc::default(),
             claimed,
             untaken,
@@ -270,6 +281,7 @@ impl Dispatcher {
         let claimed_at = Instant::now();
         let round = self.claim(places).await?;
         let is_fruitless = round.claims.is_empty();
+        self.last_heavy = round.last_heavy.unwrap_or(self.last_heavy);
         for (place, lower) in round.lower {
             self.lanes[place].lower = lower;
         }
@@ -339,10 +351,11 @@ impl Dispatcher {
     }
 
     async fn claim(&self, places: Vec<usize>) -> Result<Round, DbErr> {
-        let wanted: Vec<_> = places
+        let mut wanted: Vec<_> = places
             .into_iter()
             .filter_map(|place| Some(Wanted::of(place, self.lanes.get(place)?)))
             .collect();
+        put_in_turn(&mut wanted, self.last_heavy);
         let held: Arc<[Lane]> = wanted.iter().flat_map(Wanted::held).collect();
         let wanted: Arc<[Wanted]> = wanted.into();
         let (worker, lease) = (self.worker.clone(), self.times.lease);
@@ -355,6 +368,7 @@ impl Dispatcher {
                     let mut round = Round {
                         claims: BTreeMap::new(),
                         lower: BTreeMap::new(),
+                        last_heavy: None,
                         again_at: None,
                         now: Timestamp(0),
                     };
@@ -388,7 +402,10 @@ impl Dispatcher {
                             )
                             .await?;
                             all.extend(claims.iter().cloned());
-                            taken += if *is_heavy { claims.len() } else { 0 };
+                            if *is_heavy {
+                                taken += claims.len();
+                                round.last_heavy = Some(*place);
+                            }
                             round.lower.insert(*place, turns.lower);
                             round.claims.insert(*place, (claims, admission.is_probe));
                         }
@@ -417,6 +434,23 @@ mod tests {
             lower: LowerTurns::default(),
         });
         wanted.collect()
+    }
+
+    #[test]
+    fn heavy_lanes_take_turns_at_the_slots_they_share() {
+        let (mut last_heavy, mut served) = (0, Vec::new());
+        for _ in 0..6 {
+            let mut wanted = wanted(&[false, true, false, true, true]);
+            put_in_turn(&mut wanted, last_heavy);
+            assert!(
+                wanted[..2].iter().all(|wanted| !wanted.is_heavy),
+                "they wait for none of them"
+            );
+            // All have work, and there is one slot.
+            last_heavy = wanted[2].place;
+            served.push(last_heavy);
+        }
+        assert_eq!(served, [1, 3, 4, 1, 3, 4]);
     }
 
     #[test]
