@@ -73,6 +73,10 @@ impl World {
                     return Answer::Told { status, body, was_unsure };
                 }
                 Judged::NotNow => Duration::from_millis(random.random_range(100..400)),
+                Judged::PerhapsDone => {
+                    was_unsure = true;
+                    Duration::from_millis(random.random_range(100..400))
+                }
                 Judged::Unsure => {
                     was_unsure = true;
                     Duration::from_millis(random.random_range(20..200))
@@ -97,7 +101,7 @@ impl World {
         let sent = request(self.any(random)).timeout(Duration::from_secs(75)).send().await;
         match self.judge(operation, sent).await {
             Judged::Settled(status, body) => Some((status, body)),
-            Judged::NotNow | Judged::Unsure => None,
+            Judged::NotNow | Judged::PerhapsDone | Judged::Unsure => None,
         }
     }
 
@@ -123,7 +127,8 @@ impl World {
             self.history.violation(format_args!("{operation}: {status} in another form: {body}"));
         }
         let judged = match status {
-            503 | 429 if has_time => Judged::NotNow,
+            503 if has_time => Judged::PerhapsDone,
+            429 if has_time => Judged::NotNow,
             409 if has_time => Judged::NotNow,
             // A process that was frozen finds its sender silent.
             408 => Judged::NotNow,
@@ -132,7 +137,9 @@ impl World {
         };
         match judged {
             Judged::Settled(..) => self.history.checked(operation),
-            Judged::NotNow => self.history.tally(operation, |tally| tally.put_off += 1),
+            Judged::NotNow | Judged::PerhapsDone => {
+                self.history.tally(operation, |tally| tally.put_off += 1)
+            }
             Judged::Unsure => {
                 self.history.tally(operation, |tally| tally.put_off += 1);
                 self.history.violation(format_args!("{operation}: {status} {body}"));
@@ -146,6 +153,8 @@ enum Judged {
     Settled(u16, Value),
     /// Nothing was done, and it may pass later.
     NotNow,
+    /// The database went away, perhaps between the commit and its answer; it may pass later.
+    PerhapsDone,
     /// It may have been done.
     Unsure,
 }

@@ -145,7 +145,8 @@ impl Fleet {
         let listen = format!("127.0.0.1:{}", member.listen);
         let ahead = member.clock_ahead.to_string();
         let mut environment = vec![
-            ("LONGSHORE_LOG", "info"),
+            // Also why a request was put off.
+            ("LONGSHORE_LOG", "info,longshore::api::error=debug"),
             ("LONGSHORE__DATABASE__URL", database.as_str()),
             ("LONGSHORE__REDIS__URL", redis.as_str()),
             ("LONGSHORE__SERVER__LISTEN", listen.as_str()),
