@@ -191,7 +191,8 @@ impl Attempt {
     async fn end(&self, done: &Done) -> Ended {
         let (since, mut pause) = (Instant::now(), ENDING_PAUSE);
         let mut ended = self.end_with_others(done).await;
-        let mut is_unsure = ended.is_none();
+        // Had it not been tried, nothing can have ended it.
+        let mut is_unsure = ended.is_none() && self.settled(&done.conclusion).is_some();
         let ended = loop {
             let tried = match ended.take() {
                 Some(ended) => Ok(ended),

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
+use super::attempt::Effects;
 use super::endings;
 use super::endings::Decided;
 use super::registry;
@@ -300,7 +301,8 @@ impl Held {
                 let (fence, now) = (fence.clone(), clock.now());
                 Box::pin(async move {
                     let Some(leased) = leases::leased(tx, &fence).await? else { return Ok(()) };
-                    let effects = match Work::read(&leased.kind, &leased.payload) {
+                    let effects: Arc<dyn Effects> = match Work::read(&leased.kind, &leased.payload)
+                    {
                         Ok(work) => registry::unrun(work, leased.file_id, was_begun),
                         // It stands for nothing that could have been begun.
                         Err(_) => Arc::new(registry::Nothing),

@@ -12,7 +12,7 @@ use longshore::jobs::Spend;
 use longshore::jobs::WorkerId;
 use longshore::jobs::claims;
 use longshore::jobs::leases;
-use longshore::jobs::leases::Lapsed;
+use longshore::jobs::leases::Leased;
 use longshore::jobs::leases::Reaped;
 use longshore::jobs::leases::Renewed;
 use longshore::jobs::store;
@@ -36,7 +36,7 @@ on_both!(
     a_job_that_outlived_three_workers_is_a_dead_letter,
     a_job_that_dies_in_its_last_attempt_is_a_dead_letter,
     a_job_that_was_to_be_cancelled_is_not_run_again_when_its_worker_dies,
-    a_lease_that_is_let_go_lapses_at_once,
+    the_end_of_an_attempt_is_found_by_its_fence,
     a_kind_that_this_version_does_not_know_is_left_alone,
 );
 
@@ -45,7 +45,7 @@ const HAND_BACK: Ending =
     Ending::Retry { after: Duration::ZERO, spend: Spend::Nothing, failure: None };
 
 /// Takes a claim's lease away, as the reaper does.
-async fn reap(queue: &Queue, lapsed: &Lapsed) -> Option<Reaped> {
+async fn reap(queue: &Queue, lapsed: &Leased) -> Option<Reaped> {
     let lapsed = lapsed.clone();
     queue
         .write(move |tx| {
@@ -55,7 +55,7 @@ async fn reap(queue: &Queue, lapsed: &Lapsed) -> Option<Reaped> {
         .await
 }
 
-async fn lapse(queue: &Queue, id: JobId) -> Lapsed {
+async fn lapse(queue: &Queue, id: JobId) -> Leased {
     queue.sql("UPDATE jobs SET lease_until = lease_until - 3600000 WHERE status = 'running'").await;
     let lapsed = leases::lapsed(queue.db.read()).await.unwrap();
     lapsed.into_iter().find(|lapsed| lapsed.id == id).unwrap()
@@ -155,7 +155,8 @@ async fn an_epoch_that_is_over_writes_nothing(queue: Queue) {
         let fence = late.clone();
         Box::pin(async move {
             leases::report_progress(tx, &fence, progress).await?;
-            leases::let_lapse(tx, &fence).await?;
+            assert!(leases::leased(tx, &fence).await?.is_none());
+            assert!(!leases::has_ended(tx, &fence).await?);
             leases::check(tx, &fence).await
         })
     });
@@ -315,18 +316,25 @@ async fn a_job_that_was_to_be_cancelled_is_not_run_again_when_its_worker_dies(qu
     assert_eq!(queue.status(id).await, "cancelled");
 }
 
-async fn a_lease_that_is_let_go_lapses_at_once(queue: Queue) {
+async fn the_end_of_an_attempt_is_found_by_its_fence(queue: Queue) {
     let id = queue.one().await;
     let worker = WorkerId::new();
     let fence = queue.claim_one(&worker).await.fence(&worker);
-    assert!(leases::lapsed(queue.db.read()).await.unwrap().is_empty());
-    queue
-        .write(move |tx| {
-            let fence = fence.clone();
-            Box::pin(async move { leases::let_lapse(tx, &fence).await })
-        })
-        .await;
-    assert_eq!(leases::lapsed(queue.db.read()).await.unwrap()[0].id, id);
+    let found = async |fence: &longshore::jobs::Fence| {
+        let fence = fence.clone();
+        queue
+            .write(move |tx| {
+                let fence = fence.clone();
+                Box::pin(async move {
+                    let leased = leases::leased(tx, &fence).await?.map(|leased| leased.id);
+                    Ok((leased, leases::has_ended(tx, &fence).await?))
+                })
+            })
+            .await
+    };
+    assert_eq!(found(&fence).await, (Some(id), false));
+    assert!(queue.end(&fence, RETRY).await);
+    assert_eq!(found(&fence).await, (None, true));
 }
 
 async fn a_kind_that_this_version_does_not_know_is_left_alone(queue: Queue) {
