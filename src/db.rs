@@ -393,7 +393,7 @@ pub fn is_away(error: &DbErr) -> bool {
 }
 
 /// Logs what did not succeed, and is tried again. That PostgreSQL is away was said when it was lost
-/// ([`postgres`]), and is not said by everyone who notices.
+/// (`postgres`), and is not said by everyone who notices.
 pub fn warn_of(error: &DbErr, what: &str) {
     if is_said(error) {
         tracing::debug!(error = %error, "{what}: the database is away");

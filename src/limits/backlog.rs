@@ -2,10 +2,10 @@
 //! accepted, and what it brings with it, never is.
 //!
 //! Nobody counts a million rows for each upload: a process remembers what it counted last, and adds what it let in
-//! since. It counts again after [`TRUSTED_FOR`], when what it let in since is more than a sixteenth of the room that
+//! since. It counts again after `TRUSTED_FOR`, when what it let in since is more than a sixteenth of the room that
 //! there was, and before it refuses; but never for more than a twentieth of the time. So one intake alone refuses at
 //! the limit, and several go past it by what they let in between two counts: a sixteenth of the room for each of them
-//! but 16 together, at least [`GRAIN`], and by requests that are under way during a count. Jobs that end meanwhile are seen at the next count, which comes before a
+//! but 16 together, at least `GRAIN`, and by requests that are under way during a count. Jobs that end meanwhile are seen at the next count, which comes before a
 //! refusal.
 
 use std::collections::HashMap;

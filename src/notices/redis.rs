@@ -177,7 +177,7 @@ fn closed() -> RedisError {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed").into()
 }
 
-/// What Redis answers, if it does within [`LIMIT`].
+/// What Redis answers, if it does within `LIMIT`.
 pub async fn limited<T>(
     call: impl Future<Output = Result<T, RedisError>>,
 ) -> Result<T, RedisError> {
