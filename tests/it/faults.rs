@@ -88,7 +88,7 @@ async fn whatever_breaks_every_answer_that_was_given_stays_true() {
         client.await.unwrap();
     }
     waits::check(&rows, &world.history).await;
-    waits::come_to_rest(&mut fleet, &rows, &world.history).await;
+    waits::come_to_rest(&mut fleet, &rows, &world.history, waits::REST + length).await;
     // The stream catches up within its own interval of coming again.
     tokio::time::sleep(Duration::from_secs(3)).await;
     over.cancel();
