@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use sea_orm::DbErr;
 
-use super::attempt::Conclusion;
+use super::conclusion::Conclusion;
 use crate::app::Account;
 use crate::app::App;
 use crate::jobs::Failure;

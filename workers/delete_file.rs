@@ -10,9 +10,9 @@ use async_trait::async_trait;
 use sea_orm::DbErr;
 
 use super::attempt::Attempt;
-use super::attempt::Conclusion;
-use super::attempt::Done;
-use super::attempt::Effects;
+use super::conclusion::Conclusion;
+use super::conclusion::Done;
+use super::conclusion::Effects;
 use super::registry::Nothing;
 use super::strays;
 use crate::app::Account;

@@ -9,8 +9,8 @@ use sha2::Sha256;
 use uuid::Uuid;
 
 use super::attempt::Attempt;
-use super::attempt::Conclusion;
 use super::budget;
+use super::conclusion::Conclusion;
 use crate::app::Account;
 use crate::blobs::BlobError;
 use crate::blobs::BlobKey;

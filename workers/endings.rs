@@ -9,7 +9,7 @@ use sea_orm::DbErr;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 
-use super::attempt::Effects;
+use super::conclusion::Effects;
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::db::Transaction;

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
-use super::attempt::Effects;
+use super::conclusion::Effects;
 use super::endings;
 use super::endings::Decided;
 use super::registry;

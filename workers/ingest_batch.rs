@@ -13,9 +13,9 @@ use sea_orm::DbErr;
 
 use self::ingesting::Ingesting;
 use super::attempt::Attempt;
-use super::attempt::Conclusion;
-use super::attempt::Done;
-use super::attempt::Effects;
+use super::conclusion::Conclusion;
+use super::conclusion::Done;
+use super::conclusion::Effects;
 use crate::clock::Timestamp;
 use crate::db::Transaction;
 use crate::ids::RunId;

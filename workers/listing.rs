@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 
-use super::attempt::Conclusion;
 use super::budget;
+use super::conclusion::Conclusion;
 use crate::app::Account;
 use crate::app::App;
 use crate::clock::Timestamp;

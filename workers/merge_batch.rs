@@ -13,9 +13,9 @@ use sha2::Sha256;
 use uuid::Uuid;
 
 use super::attempt::Attempt;
-use super::attempt::Conclusion;
-use super::attempt::Done;
-use super::attempt::Effects;
+use super::conclusion::Conclusion;
+use super::conclusion::Done;
+use super::conclusion::Effects;
 use super::download::Moved;
 use crate::batches;
 use crate::batches::store::BatchView;

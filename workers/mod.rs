@@ -4,6 +4,8 @@ mod attempt;
 mod backend;
 mod budget;
 mod cancel_batch;
+mod conclusion;
+mod content;
 pub mod daemon;
 mod delete_file;
 mod deliver_webhook;

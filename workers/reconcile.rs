@@ -15,10 +15,10 @@ use async_trait::async_trait;
 use sea_orm::DbErr;
 
 use super::attempt::Attempt;
-use super::attempt::Conclusion;
-use super::attempt::Done;
-use super::attempt::Effects;
 use super::budget;
+use super::conclusion::Conclusion;
+use super::conclusion::Done;
+use super::conclusion::Effects;
 use super::listing::next_page;
 use super::strays;
 use crate::app::Account;

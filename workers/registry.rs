@@ -8,10 +8,10 @@ use sea_orm::ConnectionTrait;
 use sea_orm::DbErr;
 
 use super::attempt::Attempt;
-use super::attempt::Conclusion;
-use super::attempt::Done;
-use super::attempt::Effects;
 use super::cancel_batch;
+use super::conclusion::Conclusion;
+use super::conclusion::Done;
+use super::conclusion::Effects;
 use super::delete_file;
 use super::deliver_webhook;
 use super::ingest_batch;

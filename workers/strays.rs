@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::attempt::Attempt;
-use super::attempt::Conclusion;
+use super::conclusion::Conclusion;
 use crate::app::Account;
 use crate::error::Error;
 use crate::jobs::Failure;

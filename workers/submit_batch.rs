@@ -12,9 +12,9 @@ use rand::RngExt as _;
 use sea_orm::DbErr;
 
 use super::attempt::Attempt;
-use super::attempt::Conclusion;
-use super::attempt::Done;
-use super::attempt::Effects;
+use super::conclusion::Conclusion;
+use super::conclusion::Done;
+use super::conclusion::Effects;
 use super::listing::Unread;
 use super::registry::Nothing;
 use super::strays;

@@ -14,19 +14,16 @@ use futures_util::StreamExt as _;
 use sea_orm::DbErr;
 
 use super::attempt::Attempt;
-use super::attempt::Conclusion;
-use super::attempt::Done;
-use super::attempt::Effects;
+use super::conclusion::Conclusion;
+use super::conclusion::Done;
+use super::conclusion::Effects;
+use super::content::Content;
 use super::held::Lease;
 use super::registry::Nothing;
 use super::strays;
 use crate::app::Account;
-use crate::blobs::BlobError;
-use crate::blobs::BlobKey;
 use crate::blobs::ByteStream;
 use crate::clock::Timestamp;
-use crate::files::Purpose;
-use crate::files::edits::ScanFailed;
 use crate::ids::FileId;
 use crate::jobs::Ending;
 use crate::jobs::Failure;
@@ -292,61 +289,6 @@ fn watched(body: ByteStream, lease: Arc<Lease>, total: u64) -> ByteStream {
         }
     });
     counted.chain(end).boxed()
-}
-
-/// The bytes as this deployment gets them.
-struct Content {
-    body: ByteStream,
-    bytes: u64,
-}
-
-impl Content {
-    async fn prepare(attempt: &Attempt, upload: &Upload) -> Result<Self, Conclusion> {
-        let app = &attempt.app;
-        let Some(key) = upload.blob_key.clone().map(BlobKey::Stored) else {
-            return Err(lost("the bytes of the file are no longer kept"));
-        };
-        let total = u64::try_from(upload.bytes).unwrap_or(0);
-        let is_rewritten = upload.purpose.parse().is_ok_and(Purpose::is_rewritten);
-        let edits = if is_rewritten {
-            Some(app.edits.get(&app.blobs, upload.file_id, &key, total).await.map_err(|error| {
-                match error {
-                    ScanFailed::Blob(error) => unreadable(&error),
-                    ScanFailed::Scan(crate::jsonl::ScanError::Fault(fault)) => {
-                        Conclusion::permanent("not_rewritable", fault.to_string())
-                    }
-                    ScanFailed::Scan(error) => {
-                        Conclusion::transient("source_unreadable", error.to_string())
-                    }
-                }
-            })?)
-        } else {
-            None
-        };
-        let body = app.blobs.read(&key, 0..total).await.map_err(|error| unreadable(&error))?;
-        Ok(match edits {
-            Some(edits) if !edits.is_empty() => Self {
-                body: edits.splice(body, &upload.provider_model),
-                bytes: edits.rewritten_len(total, &upload.provider_model),
-            },
-            _ => Self { body, bytes: total },
-        })
-    }
-}
-
-fn unreadable(error: &BlobError) -> Conclusion {
-    match error {
-        BlobError::Missing(_) => lost("the blob store no longer has the bytes of the file"),
-        BlobError::Full(_)
-        | BlobError::NoBucket(_)
-        | BlobError::Refused(_)
-        | BlobError::NoBuffer
-        | BlobError::Store(_) => Conclusion::transient("source_unreadable", error.to_string()),
-    }
-}
-
-fn lost(message: &str) -> Conclusion {
-    Conclusion::permanent("content_lost", format!("{message}; upload it again"))
 }
 
 /// What an attempt writes with its end.

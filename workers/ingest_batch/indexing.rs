@@ -7,7 +7,7 @@ use std::time::Instant;
 use futures_util::StreamExt as _;
 use sea_orm::DbErr;
 
-use super::super::attempt::Conclusion;
+use super::super::conclusion::Conclusion;
 use super::ingesting::Ingesting;
 use super::unreachable;
 use crate::blobs::BlobError;

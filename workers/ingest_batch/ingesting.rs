@@ -7,8 +7,8 @@ use futures_util::future::BoxFuture;
 use sea_orm::DbErr;
 
 use super::super::attempt::Attempt;
-use super::super::attempt::Conclusion;
 use super::super::budget;
+use super::super::conclusion::Conclusion;
 use super::super::download;
 use super::super::download::Download;
 use super::super::download::Moved;
