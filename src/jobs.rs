@@ -297,11 +297,6 @@ impl Lane {
         self.provider().map_or_else(|| self.clone(), Self::of_provider)
     }
 
-    /// Whether it is a provider's own: of what clients wait for there.
-    pub fn is_of_provider(&self) -> bool {
-        self.0.starts_with("provider:")
-    }
-
     /// The provider that the jobs of this lane call.
     pub fn provider(&self) -> Option<&str> {
         ["provider:", "watch:", "ingest:"].iter().find_map(|prefix| self.0.strip_prefix(prefix))

@@ -170,7 +170,7 @@ pub struct Dispatcher {
 enum Rest {
     For(Duration),
     /// All that is due lies in lanes that stand still or are full: asking again soon helps nobody. The
-    /// time, if known, when one of them goes on.
+    /// time, if known, when one of them goes on, or something else is due.
     Fruitless(Option<Duration>),
 }
 
@@ -264,18 +264,18 @@ impl Dispatcher {
 
     /// Claims what is due.
     async fn round(&mut self, stop: &CancellationToken) -> Result<Rest, DbErr> {
-        if self.lanes.iter().all(|serving| serving.free() == 0) {
+        let free: Vec<usize> =
+            (0..self.lanes.len()).filter(|place| self.lanes[*place].free() > 0).collect();
+        if free.is_empty() {
             return Ok(Rest::For(POLL));
         }
-        let due = claims::next_due(self.app.db.read()).await?;
-        match due.next {
-            None => return Ok(Rest::For(POLL)),
-            Some(next) if next > due.now => {
-                return Ok(Rest::For(next.since(due.now).min(POLL)));
-            }
-            Some(_) => {}
+        let lanes: Vec<_> = free.iter().map(|place| self.lanes[*place].lane.clone()).collect();
+        let due = claims::next_due(self.app.db.read(), &lanes).await?;
+        let places: Vec<_> =
+            free.into_iter().filter(|place| due.is_due(&self.lanes[*place].lane)).collect();
+        if places.is_empty() {
+            return Ok(Rest::For(due.rest().unwrap_or(POLL).min(POLL)));
         }
-        let places = self.lanes_to_enter(&due).await?;
         let claiming = self.held.claiming().await;
         // The lease is counted from before the claim: by our own clock it ends early, never late.
         let claimed_at = Instant::now();
@@ -307,7 +307,8 @@ impl Dispatcher {
         for attempt in attempts {
             self.hand_over(attempt, stop).await;
         }
-        let again = round.again_at.map(|at| at.since(round.now));
+        let again_at = round.again_at.map(|at| at.since(round.now));
+        let again = [again_at, due.rest()].into_iter().flatten().min();
         if is_fruitless {
             Ok(Rest::Fruitless(again))
         } else {
@@ -328,26 +329,6 @@ impl Dispatcher {
             Some(room) => room.send(TaskBuilder::new(attempt).task_id(id).build()),
             None => drop(tokio::spawn(attempt.run())),
         }
-    }
-
-    /// The providers' own lanes, and of the others, which are many and mostly empty, those with something due.
-    async fn lanes_to_enter(&self, due: &claims::Due) -> Result<Vec<usize>, DbErr> {
-        let own: Vec<Lane> = self
-            .lanes
-            .iter()
-            .map(|serving| serving.lane.clone())
-            .filter(|lane| !lane.is_of_provider() && *lane != Lane::webhooks())
-            .collect();
-        let has_deliveries = due.next_delivery.is_some_and(|next| next <= due.now);
-        let due = claims::due_lanes(self.app.db.read(), &own).await?;
-        let is_due = |lane: &Lane| {
-            lane.is_of_provider()
-                || due.contains(lane)
-                || (has_deliveries && *lane == Lane::webhooks())
-        };
-        let lanes = self.lanes.iter().enumerate();
-        let lanes = lanes.filter(|(_, serving)| serving.free() > 0 && is_due(&serving.lane));
-        Ok(lanes.map(|(place, _)| place).collect())
     }
 
     async fn claim(&self, places: Vec<usize>) -> Result<Round, DbErr> {

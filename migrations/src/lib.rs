@@ -24,6 +24,7 @@ mod m20261127_000015_add_deliveries_to_jobs;
 mod m20261127_000016_index_events_by_owner;
 mod m20261127_000017_create_workers;
 mod m20261127_000018_add_traceparent_to_jobs;
+mod m20261127_000019_index_what_waits_by_lane;
 
 /// The list of migrations, in the order in which they are applied.
 pub struct Migrator;
@@ -50,6 +51,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000016_index_events_by_owner::Migration),
             Box::new(m20261127_000017_create_workers::Migration),
             Box::new(m20261127_000018_add_traceparent_to_jobs::Migration),
+            Box::new(m20261127_000019_index_what_waits_by_lane::Migration),
         ]
     }
 }

@@ -1,6 +1,6 @@
 //! Claims: which jobs start next, and who may run them. A lane at a time, owners taking turns.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use sea_orm::ConnectionTrait;
@@ -211,11 +211,7 @@ async fn choose(
     struct Row {
         id: JobId,
     }
-    let mut owners = due_owners(tx, lane, rank, last_owner, None, MAX_OWNERS).await?;
-    if owners.len() < MAX_OWNERS {
-        let room = MAX_OWNERS - owners.len();
-        owners.extend(due_owners(tx, lane, rank, "", Some(last_owner), room).await?);
-    }
+    let owners = due_owners(tx, lane, rank, last_owner).await?;
     let lock = if is_postgres(tx) { "FOR UPDATE SKIP LOCKED" } else { "" };
     let sql = format!(
         "SELECT id FROM jobs WHERE lane = $1 AND rank = $2 AND owner = $3 AND {READY} \
@@ -259,35 +255,35 @@ async fn choose(
     Ok(chosen.into_iter().map(|(_, _, id)| id).collect())
 }
 
-/// Owners with jobs in a lane that are due, in order, behind `last` and up to `end`: a walk over the
-/// index that reads two entries per owner, however many jobs each has. Owners whose jobs all rest take
-/// no turn. The order is the database's, so it alone compares names.
+/// Owners with jobs in a lane that are due, at most [`MAX_OWNERS`], from behind `last` on and around: a walk over the
+/// index that reads two entries per owner, however many jobs each has. Owners whose jobs all rest take no turn. The
+/// order is the database's, so it alone compares names.
 async fn due_owners(
     tx: &impl ConnectionTrait,
     lane: &Lane,
     rank: i32,
     last: &str,
-    end: Option<&str>,
-    limit: usize,
 ) -> Result<Vec<String>, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         owner: String,
     }
-    let bound = if end.is_some() { "AND owner <= $5" } else { "" };
     let waiting = format!("FROM jobs WHERE lane = $1 AND rank = $2 AND {READY}");
-    let first = format!("SELECT min(owner) {waiting} {bound} AND owner >");
+    let behind = format!("SELECT min(owner) {waiting} AND owner >");
+    let around = format!("SELECT min(owner) {waiting} AND owner <= $3");
+    // One statement, of which no more is run than what the limit asks for.
     let sql = format!(
-        "WITH RECURSIVE turn(owner) AS (SELECT ({first} $3) UNION ALL \
-         SELECT ({first} turn.owner) FROM turn WHERE turn.owner IS NOT NULL) \
-         SELECT owner FROM turn WHERE owner IS NOT NULL \
-         AND (SELECT min(run_at) {waiting} AND owner = turn.owner AND kind IN ({})) <= {} LIMIT $4",
+        "WITH RECURSIVE behind(owner) AS (SELECT ({behind} $3) UNION ALL \
+         SELECT ({behind} behind.owner) FROM behind WHERE behind.owner IS NOT NULL), \
+         around(owner) AS (SELECT ({around}) UNION ALL \
+         SELECT ({around} AND owner > around.owner) FROM around WHERE around.owner IS NOT NULL) \
+         SELECT owner FROM (SELECT owner FROM behind UNION ALL SELECT owner FROM around) AS turn \
+         WHERE owner IS NOT NULL \
+         AND (SELECT min(run_at) {waiting} AND owner = turn.owner AND kind IN ({})) <= {} LIMIT {MAX_OWNERS}",
         Work::quoted_kinds(),
         due(tx),
     );
-    let mut values: Vec<Value> =
-        vec![lane.0.clone().into(), rank.into(), last.into(), (limit as u64).into()];
-    values.extend(end.map(Value::from));
+    let values: [Value; 3] = [lane.0.clone().into(), rank.into(), last.into()];
     let rows = Row::find_by_statement(statement(tx, &sql, values)).all(tx).await?;
     Ok(rows.into_iter().map(|row| row.owner).collect())
 }
@@ -298,43 +294,43 @@ pub(super) fn due(db: &impl ConnectionTrait) -> String {
     format!("(SELECT {})", db::now(db))
 }
 
-/// When the next waiting job is due, and the database's clock now.
-#[derive(Clone, Copy, Debug, FromQueryResult)]
+/// When the next job of each lane is due that has one waiting, and the database's clock now.
+#[derive(Clone, Debug)]
 pub struct Due {
     pub now: Timestamp,
-    pub next: Option<Timestamp>,
-    /// The next delivery: without one, their lane need not be looked at.
-    pub next_delivery: Option<Timestamp>,
+    pub next: HashMap<Lane, Timestamp>,
 }
 
-pub async fn next_due(db: &impl ConnectionTrait) -> Result<Due, DbErr> {
-    let sql = format!(
-        "SELECT {} AS now, (SELECT min(run_at) FROM jobs WHERE lease_owner IS NULL AND finished_at IS NULL) AS next, \
-         (SELECT min(run_at) FROM jobs WHERE event_id IS NOT NULL AND lease_until IS NULL \
-         AND finished_at IS NULL) AS next_delivery",
-        db::now(db)
-    );
-    let due = Due::find_by_statement(statement(db, &sql, [])).one(db).await?;
-    due.ok_or_else(|| DbErr::RecordNotFound("the database's clock".to_owned()))
+impl Due {
+    pub fn is_due(&self, lane: &Lane) -> bool {
+        self.next.get(lane).is_some_and(|next| *next <= self.now)
+    }
+
+    /// How long until the first is due of those that are not yet.
+    pub fn rest(&self) -> Option<Duration> {
+        let later = self.next.values().filter(|next| **next > self.now);
+        later.min().map(|next| next.since(self.now))
+    }
 }
 
-/// Which of `lanes` have a job that is due: to enter one costs more than this for all of them.
-pub async fn due_lanes(db: &impl ConnectionTrait, lanes: &[Lane]) -> Result<HashSet<Lane>, DbErr> {
+/// Reads what waits in these lanes: an entry of an index each, whatever else waits, and in whichever other lane.
+pub async fn next_due(db: &impl ConnectionTrait, lanes: &[Lane]) -> Result<Due, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         name: String,
+        next: Option<Timestamp>,
+        now: Timestamp,
     }
-    // A value, and not `EXISTS`: that PostgreSQL makes a join of, for which it reads all that waits in any lane. And in
-    // the order of `jobs_ready`: where nearly all jobs are of one lane, it hopes to find one of any lane at once, and
-    // reads the whole table.
     let sql = format!(
-        "SELECT name FROM lanes WHERE name IN ({}) \
-         AND (SELECT 1 FROM jobs WHERE lane = lanes.name AND {READY} AND run_at <= {} \
-         ORDER BY rank, owner, run_at, id LIMIT 1) IS NOT NULL",
+        "SELECT name, {} AS now, (SELECT min(run_at) FROM jobs WHERE lane = lanes.name AND lease_owner IS NULL \
+         AND finished_at IS NULL) AS next FROM lanes WHERE name IN ({})",
+        db::now(db),
         placeholders(1, lanes.len()),
-        due(db),
     );
     let values: Vec<Value> = lanes.iter().map(|lane| lane.0.clone().into()).collect();
     let rows = Row::find_by_statement(statement(db, &sql, values)).all(db).await?;
-    Ok(rows.into_iter().map(|row| Lane(row.name)).collect())
+    let now = rows.iter().map(|row| row.now).max();
+    let now = now.ok_or_else(|| DbErr::RecordNotFound("none of these lanes exists".to_owned()))?;
+    let next = rows.into_iter().filter_map(|row| Some((Lane(row.name), row.next?))).collect();
+    Ok(Due { now, next })
 }

@@ -169,6 +169,15 @@ pub(super) fn assert_frugal(plans: &[String]) {
     }
 }
 
+/// Asserts that what is due is found by its lane.
+fn assert_by_lane(plan: &str) {
+    let (_, plan) = plan.split_once('\n').unwrap();
+    assert!(
+        plan.contains("jobs_due_by_lane") && (plan.contains("lane =") || plan.contains("lane=?")),
+        "{plan}"
+    );
+}
+
 /// Asserts that a statement that names its jobs reads those.
 fn assert_by_id(plan: &str) {
     assert!(plan.contains("jobs_pkey") || plan.contains("sqlite_autoindex_jobs_1"), "{plan}");
@@ -194,22 +203,20 @@ async fn a_backlog_in_one_lane_costs_a_look_at_others_nothing(queue: &Queue) {
     if queue.db.is_postgres() {
         queue.sql("ANALYZE jobs").await;
     }
+    let lane = queue.lane.clone();
     let plans = queue
-        .write(|tx| {
+        .write(move |tx| {
+            let lanes = [lane.clone(), Lane::sweeps(), Lane::merges(), Lane::watching("p")];
             Box::pin(async move {
                 let recorded = Recorded::new(tx);
-                let lanes = [Lane::sweeps(), Lane::merges(), Lane::watching("p")];
-                assert!(claims::due_lanes(&recorded, &lanes).await?.is_empty());
+                let due = claims::next_due(&recorded, &lanes).await?;
+                assert!(lanes.iter().all(|lane| due.is_due(lane) == (*lane == lanes[0])));
                 recorded.plans().await
             })
         })
         .await;
     assert_frugal(&plans);
-    let (_, plan) = plans[0].split_once('\n').unwrap();
-    assert!(
-        plan.contains("jobs_ready") && (plan.contains("lane =") || plan.contains("lane=?")),
-        "{plan}"
-    );
+    assert_by_lane(&plans[0]);
 }
 
 async fn a_backlog_is_counted_by_what_waits(queue: &Queue) {
@@ -273,13 +280,14 @@ async fn the_loops_read_what_is_live(queue: &Queue) {
     let worker = WorkerId::new();
     queue.one().await;
     let claim = queue.claim_one(&worker).await;
-    let fence = claim.fence(&worker);
+    let (fence, lane) = (claim.fence(&worker), queue.lane.clone());
     let plans = queue
         .write(move |tx| {
             let (worker, fence) = (worker.clone(), fence.clone());
+            let lanes = [lane.clone(), Lane::webhooks()];
             Box::pin(async move {
                 let recorded = Recorded { tx, statements: Mutex::default() };
-                claims::next_due(&recorded).await?;
+                claims::next_due(&recorded, &lanes).await?;
                 leases::lapsed(&recorded).await?;
                 leases::renew(&recorded, &worker, LEASE).await?;
                 leases::check(&recorded, &fence).await?;
@@ -302,8 +310,7 @@ async fn the_loops_read_what_is_live(queue: &Queue) {
         })
         .await;
     assert_frugal(&plans);
-    let due = plan_of(&plans, "min(run_at)");
-    assert!(due.contains("jobs_due") && due.contains("jobs_deliveries_due"), "{due}");
+    assert_by_lane(plan_of(&plans, "min(run_at)"));
     assert_by_id(plan_of(&plans, "SELECT 1 FROM jobs"));
     assert_by_id(plan_of(&plans, "UPDATE jobs SET status"));
     let lapsed = plan_of(&plans, "lease_until <");

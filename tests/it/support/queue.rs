@@ -140,7 +140,7 @@ impl Queue {
 
     /// The database's clock.
     pub async fn now(&self) -> Timestamp {
-        claims::next_due(self.db.read()).await.unwrap().now
+        Timestamp(self.count(&format!("SELECT {}", longshore::db::now(self.db.read()))).await)
     }
 
     /// An upload of `owner`.
