@@ -47,10 +47,7 @@ async fn ask(app: &App, lane: Lane, per_minute: u32, is_overdue: bool) -> Result
     app.db
         .work_alone(move |tx| {
             let lane = lane.clone();
-            Box::pin(async move {
-                lanes::ensure(tx, &lane).await?;
-                lanes::spend(tx, &lane, per_minute, is_overdue).await
-            })
+            Box::pin(async move { lanes::spend(tx, &lane, per_minute, is_overdue).await })
         })
         .await
 }

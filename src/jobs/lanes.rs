@@ -65,8 +65,7 @@ pub struct LaneState {
     pub is_probed: bool,
     /// The fingerprint of the credential that the lane is served with.
     pub credential: Option<String>,
-    tokens: Option<f64>,
-    refilled_at: Option<Timestamp>,
+    budget: Budget,
     pub last_owner: String,
     /// The database's clock.
     pub now: Timestamp,
@@ -112,7 +111,8 @@ impl LaneState {
             }
             None => {}
         }
-        let tokens = limits.requests_per_minute.map(|per_minute| self.refilled(per_minute));
+        let tokens =
+            limits.requests_per_minute.map(|per_minute| self.budget.refilled(self.now, per_minute));
         if let (Some(tokens), Some(per_minute)) = (tokens, limits.requests_per_minute) {
             let whole = tokens.max(0.0).floor() as usize;
             if slots > whole {
@@ -126,13 +126,28 @@ impl LaneState {
         }
         Admission { slots, is_probe, again_at, tokens }
     }
+}
 
+/// What is left of a lane's calls, as of when it was last taken from.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Budget {
+    /// `None` before the first.
+    tokens: Option<f64>,
+    refilled_at: Option<Timestamp>,
+}
+
+impl Budget {
     /// The budget after one call more that no claim has paid for, and how long that call has to wait. `Err` says when to
     /// ask again: half of the budget is left to claims, unless the call `is_overdue`. Then it is paid for in any case.
-    fn spend(&self, per_minute: u32, is_overdue: bool) -> Result<(f64, Duration), Duration> {
+    fn spend(
+        self,
+        now: Timestamp,
+        per_minute: u32,
+        is_overdue: bool,
+    ) -> Result<(f64, Duration), Duration> {
         let rate = refill_per_ms(per_minute);
         let time = |tokens: f64| Duration::from_millis((tokens.max(0.0) / rate).ceil() as u64);
-        let left = self.refilled(per_minute) - 1.0;
+        let left = self.refilled(now, per_minute) - 1.0;
         let reserved = (burst(per_minute) / 2.0).floor();
         if left >= reserved || is_overdue {
             Ok((left, time(-left)))
@@ -141,11 +156,11 @@ impl LaneState {
         }
     }
 
-    fn refilled(&self, per_minute: u32) -> f64 {
+    fn refilled(self, now: Timestamp, per_minute: u32) -> f64 {
         let burst = burst(per_minute);
         match (self.tokens, self.refilled_at) {
             (Some(tokens), Some(at)) => {
-                let elapsed = self.now.since(at).as_millis() as f64;
+                let elapsed = now.since(at).as_millis() as f64;
                 (tokens + elapsed * refill_per_ms(per_minute)).min(burst)
             }
             _ => burst,
@@ -257,8 +272,7 @@ mod tests {
             running: 0,
             is_probed: false,
             credential: None,
-            tokens: None,
-            refilled_at: None,
+            budget: Budget::default(),
             last_owner: String::new(),
             now: Timestamp(1_000_000),
         }
@@ -339,8 +353,8 @@ mod tests {
             for (wait, wanted) in steps {
                 state.now = Timestamp(state.now.0 + wait);
                 let admission = state.admit(&limits, wanted);
-                state.tokens = admission.tokens.map(|tokens| tokens - admission.slots as f64);
-                state.refilled_at = Some(state.now);
+                let tokens = admission.tokens.map(|tokens| tokens - admission.slots as f64);
+                state.budget = Budget { tokens, refilled_at: Some(state.now) };
                 starts.push((state.now.0, admission.slots));
             }
             for (begin, _) in &starts {
@@ -354,23 +368,24 @@ mod tests {
         fn calls_that_no_claim_pays_for_leave_it_half_of_the_budget(per_minute in 20u32..5000) {
             let mut state = lane();
             for _ in 0..1000 {
-                match state.spend(per_minute, false) {
+                match state.budget.spend(state.now, per_minute, false) {
                     Ok((tokens, wait)) => {
                         prop_assert!(wait.is_zero());
-                        state = LaneState { tokens: Some(tokens), refilled_at: Some(state.now), ..state };
+                        state.budget = Budget { tokens: Some(tokens), refilled_at: Some(state.now) };
                     }
                     Err(again) => state.now = state.now.after(again),
                 }
             }
             let limits = Limits { max_concurrency: 1000, requests_per_minute: Some(per_minute) };
-            prop_assert!(state.admit(&limits, 1).slots == 1, "{:?}", state.tokens);
-            prop_assert!(state.spend(per_minute, true).is_ok());
+            prop_assert!(state.admit(&limits, 1).slots == 1, "{:?}", state.budget);
+            prop_assert!(state.budget.spend(state.now, per_minute, true).is_ok());
         }
 
         #[test]
         fn a_lane_that_ran_out_of_tokens_says_when_to_come_back(per_minute in 1u32..2000) {
             let limits = Limits { max_concurrency: 1000, requests_per_minute: Some(per_minute) };
-            let state = LaneState { tokens: Some(0.2), refilled_at: Some(lane().now), ..lane() };
+            let budget = Budget { tokens: Some(0.2), refilled_at: Some(lane().now) };
+            let state = LaneState { budget, ..lane() };
             let again = state.admit(&limits, 1).again_at.unwrap();
             let later = LaneState { now: Timestamp(again.0 + 1), ..state };
             prop_assert!(later.admit(&limits, 1).slots >= 1);

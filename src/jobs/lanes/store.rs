@@ -9,6 +9,7 @@ use sea_orm::FromQueryResult;
 use sea_orm::Value;
 
 use super::Admission;
+use super::Budget;
 use super::LaneState;
 use super::Leave;
 use super::Pause;
@@ -89,21 +90,21 @@ pub async fn read(tx: &impl ConnectionTrait, lane: &Lane) -> Result<LaneState, D
     let values: [Value; 2] = [lane.0.clone().into(), lane.counted_with().0.into()];
     let row = Row::find_by_statement(statement(tx, &sql, values)).one(tx).await?;
     let row = row.ok_or_else(|| DbErr::RecordNotFound(format!("lane `{lane}`")))?;
-    let pause = match (row.paused_until, row.pause_reason) {
-        (Some(until), Some(reason)) => Some(Pause { until, reason: known(&reason) }),
-        _ => None,
-    };
+    let pause = pause(row.paused_until, row.pause_reason.as_deref());
     Ok(LaneState {
         pause,
         failures: row.failures,
         running: row.running,
         is_probed: row.probing > 0,
         credential: row.credential,
-        tokens: row.tokens,
-        refilled_at: row.refilled_at,
+        budget: Budget { tokens: row.tokens, refilled_at: row.refilled_at },
         last_owner: row.last_owner,
         now: row.now,
     })
+}
+
+fn pause(until: Option<Timestamp>, reason: Option<&str>) -> Option<Pause> {
+    Some(Pause { until: until?, reason: known(reason?) })
 }
 
 /// What a newer version calls otherwise stands still all the same, until then: nothing of it is undone here.
@@ -278,22 +279,43 @@ pub async fn unserved(
 }
 
 /// Takes a call out of a lane's rate budget, unless the lane stands still.
+///
+/// Claims wait for this, so the lane is read as it is locked: all that is asked of it is in its own row.
 pub async fn spend(
     tx: &impl ConnectionTrait,
     lane: &Lane,
     per_minute: u32,
     is_overdue: bool,
 ) -> Result<Leave, DbErr> {
-    let state = enter(tx, lane).await?;
-    if let Some(pause) = state.pause.filter(|_| state.is_paused()) {
-        return Ok(Leave::NotFor(pause.until.since(state.now)));
+    #[derive(FromQueryResult)]
+    struct Row {
+        paused_until: Option<Timestamp>,
+        pause_reason: Option<String>,
+        tokens: Option<f64>,
+        refilled_at: Option<Timestamp>,
+        now: Timestamp,
     }
-    let (tokens, wait) = match state.spend(per_minute, is_overdue) {
+    let lock = if is_postgres(tx) { "FOR UPDATE" } else { "" };
+    let sql = format!(
+        "SELECT paused_until, pause_reason, tokens, refilled_at, {} AS now FROM lanes WHERE name = $1 {lock}",
+        db::now(tx)
+    );
+    let row = Row::find_by_statement(statement(tx, &sql, [lane.0.clone().into()])).one(tx).await?;
+    let row = row.ok_or_else(|| DbErr::RecordNotFound(format!("lane `{lane}`")))?;
+    // The clock may have been read before the wait for the lock.
+    let now = row.refilled_at.map_or(row.now, |at| at.max(row.now));
+    if let Some(pause) = pause(row.paused_until, row.pause_reason.as_deref())
+        && pause.until > now
+    {
+        return Ok(Leave::NotFor(pause.until.since(now)));
+    }
+    let budget = Budget { tokens: row.tokens, refilled_at: row.refilled_at };
+    let (tokens, wait) = match budget.spend(now, per_minute, is_overdue) {
         Ok(spent) => spent,
         Err(rest) => return Ok(Leave::AskIn(rest)),
     };
     let sql = "UPDATE lanes SET tokens = $2, refilled_at = $3 WHERE name = $1";
-    let values: [Value; 3] = [lane.0.clone().into(), tokens.into(), state.now.0.into()];
+    let values: [Value; 3] = [lane.0.clone().into(), tokens.into(), now.0.into()];
     tx.execute_raw(statement(tx, sql, values)).await?;
     Ok(Leave::In(wait))
 }
