@@ -80,18 +80,21 @@ pub enum Migrate {
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(start: &Start, parts: Parts) -> Result<ExitCode, Failed> {
+    // First of all: the first process of a container is not ended by a signal that it does not handle.
+    let shutdown = CancellationToken::new();
+    stop_on_signals(shutdown.clone())?;
     start.start_logging("")?;
     let loaded = start.load()?;
     say_what_was_found(&loaded);
     let config = Arc::new(loaded.config);
-    let db = connect(&config).await?;
-    prepare_schema(&db, parts).await?;
-    let mut app = App::open(Arc::clone(&config), db).await?;
+    let opened = shutdown.run_until_cancelled(open(&config, parts)).await;
+    let Some(mut app) = opened.transpose()? else {
+        tracing::info!("stopped before anything was started");
+        return Ok(ExitCode::SUCCESS);
+    };
     let (traces, outbox) = traces::start(&config.telemetry, &start.environment)
         .map_err(|error| Failed::Misconfigured(error.to_string()))?;
     app.traces = traces;
-    let shutdown = CancellationToken::new();
-    stop_on_signals(shutdown.clone())?;
     let stopping = tokio::spawn({
         let shutdown = shutdown.clone();
         async move {
@@ -115,6 +118,13 @@ pub async fn run(start: &Start, parts: Parts) -> Result<ExitCode, Failed> {
     }
     stopped?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The database, its schema brought up to date, and what is opened over it.
+async fn open(config: &Arc<Config>, parts: Parts) -> Result<App, Failed> {
+    let db = connect(config).await?;
+    prepare_schema(&db, parts).await?;
+    Ok(App::open(Arc::clone(config), db).await?)
 }
 
 fn say_what_was_found(loaded: &Loaded) {

@@ -13,6 +13,9 @@ use crate::support::Database;
 use crate::support::Process;
 use crate::support::eventually;
 
+const WAITS_FOR_A_LOCK: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                                AND wait_event_type = 'Lock'";
+
 fn configure(folder: &Path, database: &Database, settings: &str) {
     let text = format!(
         "[server]\nlisten = \"127.0.0.1:0\"\n[auth]\nadmin_key = \"k\"\n\
@@ -60,6 +63,25 @@ async fn a_process_that_is_killed_while_it_migrates_leaves_nothing_that_blocks_t
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_is_told_to_stop_while_it_waits_to_migrate_ends_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = Database::postgres().await;
+    configure(folder.path(), &database, "");
+    let mut other = PgConnection::connect(&database.url).await.unwrap();
+    other.execute("BEGIN; CREATE TABLE lanes (n bigint)").await.unwrap();
+    let mut process = Process::start(folder.path(), &["up"], &[]);
+    eventually(Duration::from_secs(60), async || {
+        (database.count(WAITS_FOR_A_LOCK).await == 1).then_some(())
+    })
+    .await;
+    let (status, took) = process.terminate();
+    assert!(status.success() && took < Duration::from_secs(2), "{status} after {took:?}");
+    assert!(process.log().contains("stopped before anything was started"), "{}", process.log());
+    other.execute("ROLLBACK").await.unwrap();
+    Process::start(folder.path(), &["up"], &[]).logged("listening on");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_migration_that_waits_for_a_table_holds_up_nobody_who_reads_it() {
     let database = Database::postgres().await;
     let db = database.open().await;
@@ -74,10 +96,10 @@ async fn a_migration_that_waits_for_a_table_holds_up_nobody_who_reads_it() {
         let db = db.clone();
         async move { db.migrate().await }
     });
-    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                 AND wait_event_type = 'Lock'";
-    eventually(Duration::from_secs(60), async || (database.count(waits).await == 1).then_some(()))
-        .await;
+    eventually(Duration::from_secs(60), async || {
+        (database.count(WAITS_FOR_A_LOCK).await == 1).then_some(())
+    })
+    .await;
     // It waits for a lock for no longer than others do.
     assert_eq!(database.count("SELECT count(*) FROM jobs").await, 0);
     assert!(!migrating.is_finished());

@@ -265,7 +265,9 @@ impl Member {
     pub fn check_ended(&mut self, history: &History) {
         let Some(process) = self.process.as_mut() else { return };
         let code = process.has_ended().then(|| process.code());
-        if code != Some(Some(0)) {
+        // The signal itself ends a process that has not come to handle it yet.
+        let was_new = code == Some(None) && process.log().is_empty();
+        if code != Some(Some(0)) && !was_new {
             history.violation(format_args!("{} ended with {code:?} after SIGTERM", self.name));
         }
         self.bury();
