@@ -237,6 +237,7 @@ async fn end_together(tx: &impl ConnectionTrait, rows: &[EndRow<'_>]) -> Result<
             "given.unspent",
             "given.rest",
             "given.error",
+            "given.claimed_at",
         ],
     );
     let sql = format!(
@@ -260,7 +261,7 @@ struct Ended {
 
 async fn end_one(tx: &impl ConnectionTrait, row: EndRow<'_>) -> Result<bool, DbErr> {
     let now = db::now(tx);
-    let ended = ending_statement(now, "", ["$1", "$2", "$3", "$4", "$5", "$6", "$7"]);
+    let ended = ending_statement(now, "", ["$1", "$2", "$3", "$4", "$5", "$6", "$7", "$8"]);
     let sql = format!("{ended} RETURNING attempt, $8 AS started_at, {now} AS now");
     let values: [Value; 8] = [
         row.id.into(),
@@ -281,12 +282,14 @@ async fn end_one(tx: &impl ConnectionTrait, row: EndRow<'_>) -> Result<bool, DbE
     Ok(true)
 }
 
-/// The statement that ends attempts, with the places of its values.
-fn ending_statement(now: &str, from: &str, places: [&str; 7]) -> String {
-    let [id, epoch, worker, status, unspent, rest, error] = places;
+/// The statement that ends attempts, with the places of its values. What rests as planned is due at once where
+/// [`super::store::hasten`] asked for it meanwhile.
+fn ending_statement(now: &str, from: &str, places: [&str; 8]) -> String {
+    let [id, epoch, worker, status, unspent, rest, error, claimed_at] = places;
     format!(
         "UPDATE jobs SET status = {status}, attempt = attempt - {unspent}, lease_owner = NULL, lease_until = NULL, \
-         run_at = COALESCE({now} + {rest}, run_at), \
+         run_at = CASE WHEN {error} IS NULL AND run_at > {claimed_at} THEN {now} \
+         ELSE COALESCE({now} + {rest}, run_at) END, \
          error = CASE WHEN {status} = 'succeeded' THEN NULL ELSE COALESCE({error}, jobs.error) END, \
          finished_at = CASE WHEN {status} = 'retrying' THEN NULL ELSE {now} END {from} \
          WHERE jobs.id = {id} AND jobs.epoch = {epoch} AND lease_owner = {worker}"

@@ -1,6 +1,7 @@
 //! Claims, and what fences them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use longshore::ids::JobId;
@@ -12,20 +13,25 @@ use longshore::jobs::ProgressUnit;
 use longshore::jobs::Spend;
 use longshore::jobs::WorkerId;
 use longshore::jobs::claims;
+use longshore::jobs::claims::Claimed;
 use longshore::jobs::leases;
+use longshore::jobs::leases::End;
 use longshore::jobs::leases::Leased;
 use longshore::jobs::leases::Reaped;
 use longshore::jobs::leases::Renewed;
 use longshore::jobs::store;
+use tokio::sync::Semaphore;
 
 use super::on_both;
 use crate::support::Queue;
+use crate::support::eventually;
 use crate::support::queue::LEASE;
 use crate::support::queue::UNLIMITED;
 
 on_both!(
     a_claim_counts_an_epoch_and_an_attempt,
     a_job_rests_until_its_time,
+    a_job_that_is_hastened_while_it_runs_does_not_rest_as_planned,
     each_job_is_claimed_once_by_sixteen_claimers,
     an_epoch_that_is_over_writes_nothing,
     ends_that_are_written_together_are_each_fenced,
@@ -105,6 +111,74 @@ async fn a_job_rests_until_its_time(queue: Queue) {
     let rest = Ending::Retry { after: hour, spend: Spend::Nothing, failure: None };
     assert!(queue.end(&claim.fence(&WorkerId(worker_of(&queue).await)), rest).await);
     assert!(queue.claim_within(UNLIMITED, 1).await.is_empty());
+}
+
+async fn hasten(queue: &Queue, id: JobId) {
+    queue.write(move |tx| Box::pin(async move { store::hasten(tx, id).await })).await;
+}
+
+/// The end of an attempt that is to go on in an hour, as its worker writes it.
+async fn rest(queue: &Queue, claim: &Claimed, worker: &WorkerId, failure: Option<Failure>) -> End {
+    let after = Duration::from_secs(3600);
+    let ending = Ending::Retry { after, spend: Spend::Nothing, failure };
+    let end = queue.as_ended(&claim.fence(worker), ending).await;
+    End { claimed_at: claim.lease_until.before(LEASE), ..end }
+}
+
+async fn a_job_that_is_hastened_while_it_runs_does_not_rest_as_planned(queue: Queue) {
+    let (id, worker) = (queue.one().await, WorkerId::new());
+    for _ in 0..2 {
+        let claim = queue.claim_one(&worker).await;
+        hasten(&queue, id).await;
+        let end = rest(&queue, &claim, &worker, None).await;
+        assert_eq!(queue.end_together([end]).await, [true]);
+    }
+    // A failure is answered by its own pause, and nothing lasts beyond its attempt.
+    let failures = [Some(Failure::transient("x", "y")), None];
+    for (is_hastened, failure) in [true, false].into_iter().zip(failures) {
+        let claim = queue.claim_one(&worker).await;
+        if is_hastened {
+            hasten(&queue, id).await;
+        }
+        let end = rest(&queue, &claim, &worker, failure).await;
+        assert_eq!(queue.end_together([end]).await, [true]);
+        assert!(queue.claim_within(UNLIMITED, 1).await.is_empty());
+        hasten(&queue, id).await;
+    }
+    assert_eq!(queue.claim_one(&worker).await.id, id);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_is_hastened_while_its_end_is_written_does_not_rest() {
+    let queue = Queue::alone().await;
+    let (id, worker) = (queue.one().await, WorkerId::new());
+    let claim = queue.claim_one(&worker).await;
+    let end = rest(&queue, &claim, &worker, None).await;
+    let (written, go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let (told, wait) = (Arc::clone(&written), Arc::clone(&go));
+    let process = queue.elsewhere().await;
+    let ending = tokio::spawn(async move {
+        process
+            .write(move |tx| {
+                let (end, told, wait) = (end.clone(), Arc::clone(&told), Arc::clone(&wait));
+                Box::pin(async move {
+                    leases::end(tx, &[end]).await?;
+                    told.add_permits(1);
+                    drop(wait.acquire().await);
+                    Ok(())
+                })
+            })
+            .await;
+    });
+    drop(written.acquire().await);
+    let process = queue.elsewhere().await;
+    let hastening = tokio::spawn(async move { hasten(&process, id).await });
+    eventually(Duration::from_secs(10), async || queue.waits_for_a_lock().await.then_some(()))
+        .await;
+    go.add_permits(1);
+    ending.await.unwrap();
+    hastening.await.unwrap();
+    assert_eq!(queue.claim_one(&worker).await.id, id);
 }
 
 async fn worker_of(queue: &Queue) -> String {
