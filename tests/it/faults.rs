@@ -9,6 +9,7 @@ mod batches;
 mod checker;
 mod clients;
 mod fleet;
+mod follower;
 mod history;
 mod injector;
 mod rows;
@@ -66,7 +67,7 @@ async fn whatever_breaks_every_answer_that_was_given_stays_true() {
     listen(&world, &receiver).await;
 
     let over = CancellationToken::new();
-    let follower = tokio::spawn(clients::follow(world.clone(), random.random(), over.clone()));
+    let follower = tokio::spawn(follower::follow(world.clone(), random.random(), over.clone()));
     // Until the stream is there: what happens before it begins it need not tell.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let clients: Vec<_> = (0..CLIENTS)
@@ -88,7 +89,7 @@ async fn whatever_breaks_every_answer_that_was_given_stays_true() {
         client.await.unwrap();
     }
     waits::check(&rows, &world.history).await;
-    waits::come_to_rest(&mut fleet, &rows, &world.history, waits::REST + length).await;
+    waits::come_to_rest(&mut fleet, &rows, &world.history).await;
     // The stream catches up within its own interval of coming again.
     tokio::time::sleep(Duration::from_secs(3)).await;
     over.cancel();

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use rand::RngExt as _;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -20,7 +19,6 @@ use super::history::Batch;
 use super::history::Fate;
 use super::history::File;
 use super::history::History;
-use crate::support::ALICE_KEY;
 use crate::support::BOB_KEY;
 use crate::support::Client;
 use crate::support::RawForm;
@@ -28,6 +26,8 @@ use crate::support::batches::requests;
 
 /// How long a client waits for one answer.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Files that one client has given and that are not carried yet, at most.
+const AHEAD: usize = 8;
 const PAIRS: [&[&str]; 3] = [&MODELS, &["a"], &["b"]];
 const ENDS: [&str; 4] = ["completed", "failed", "expired", "cancelled"];
 
@@ -52,7 +52,7 @@ enum Answer {
 }
 
 impl World {
-    fn any(&self, random: &mut StdRng) -> &Client {
+    pub fn any(&self, random: &mut StdRng) -> &Client {
         &self.servers[random.random_range(0..self.servers.len())]
     }
 
@@ -162,16 +162,18 @@ enum Judged {
 /// One client, doing one thing after another until everything ends.
 pub async fn client(world: World, name: String, seed: u64) {
     let mut random = StdRng::seed_from_u64(seed);
+    let mut given = Vec::new();
     for number in 0.. {
         if world.closing.is_cancelled() {
             return;
         }
         let name = format!("{name}-{number}");
         match random.random_range(0..100) {
-            0..22 => upload(&world, &name, 0, &mut random).await,
+            0..28 if given.len() >= AHEAD => settle(&world, &mut given, &mut random).await,
+            0..22 => given.extend(upload(&world, &name, 0, &mut random).await),
             22..28 => {
                 let requests = random.random_range(3..30);
-                upload(&world, &name, requests, &mut random).await;
+                given.extend(upload(&world, &name, requests, &mut random).await);
             }
             28..32 => hang_up(&world, &name, &mut random).await,
             32..52 => read(&world, &mut random).await,
@@ -206,7 +208,7 @@ fn form(filename: &str, content: &[u8], requests: usize, models: &[&str]) -> Vec
 }
 
 /// Uploads a file, of so many requests for batches if any, until it is answered. The key makes repetitions safe.
-async fn upload(world: &World, name: &str, lines: usize, random: &mut StdRng) {
+async fn upload(world: &World, name: &str, lines: usize, random: &mut StdRng) -> Option<String> {
     let filename = format!("{name}.{}", if lines > 0 { "jsonl" } else { "txt" });
     let content = if lines > 0 {
         requests(lines)
@@ -222,21 +224,35 @@ async fn upload(world: &World, name: &str, lines: usize, random: &mut StdRng) {
             client.raw_upload(body.clone()).header("Idempotency-Key", name)
         })
         .await;
-    let Answer::Told { status, body, .. } = answer else { return };
+    let Answer::Told { status, body, .. } = answer else { return None };
     let Some(id) = body["id"].as_str().filter(|_| status == 200) else {
-        return world.history.violation(format_args!("upload of `{filename}`: {status} {body}"));
+        world.history.violation(format_args!("upload of `{filename}`: {status} {body}"));
+        return None;
     };
     if body["bytes"] != content.len() || body["filename"] != filename.as_str() {
         world.history.violation(format_args!("upload of `{filename}` was answered {body}"));
     }
     world.history.add_file(File {
         id: id.to_owned(),
-        filename,
+        filename: filename.clone(),
         content: content.into(),
         requests: lines,
         models,
         fate: Fate::Kept,
     });
+    Some(filename)
+}
+
+/// Waits for what this client has given, since it is too far ahead: what is under way is to be hit, not what lies in a
+/// queue for minutes.
+async fn settle(world: &World, given: &mut Vec<String>, random: &mut StdRng) {
+    let place = random.random_range(0..given.len());
+    let Some(file) = world.history.file(&given[place]) else { return };
+    if let Some((status, body)) = wait_for(world, &file, random).await
+        && (status == 404 || body["status"] != "uploaded")
+    {
+        given.swap_remove(place);
+    }
 }
 
 /// A sender that goes away in the middle of its file: nothing of it may be left.
@@ -297,16 +313,20 @@ async fn wait(world: &World, random: &mut StdRng) {
     let Some(file) = world.history.pick_file(|file| file.fate == Fate::Kept, pick(random)) else {
         return;
     };
+    wait_for(world, &file, random).await;
+}
+
+async fn wait_for(world: &World, file: &File, random: &mut StdRng) -> Option<(u16, Value)> {
     let path = format!("/v1/files/{}?wait=5", file.id);
     let begun = std::time::Instant::now();
-    let answer = world.look("wait", random, |client| client.request(Method::GET, &path)).await;
-    if let Some((status, body)) = answer {
-        check_presence(world, "wait", &file, status, &body);
-        let took = begun.elapsed();
-        if took > Duration::from_secs(30) {
-            world.history.violation(format_args!("?wait=5 took {took:?}"));
-        }
+    let (status, body) =
+        world.look("wait", random, |client| client.request(Method::GET, &path)).await?;
+    check_presence(world, "wait", file, status, &body);
+    let took = begun.elapsed();
+    if took > Duration::from_secs(30) {
+        world.history.violation(format_args!("?wait=5 took {took:?}"));
     }
+    Some((status, body))
 }
 
 async fn content(world: &World, random: &mut StdRng) {
@@ -516,59 +536,5 @@ async fn jobs(world: &World, random: &mut StdRng) {
     let data = body["data"].as_array().cloned().unwrap_or_default();
     if code != 200 || data.iter().any(|job| job["status"] != status) {
         world.history.violation(format_args!("jobs that are {status}: {code} {body}"));
-    }
-}
-
-/// Follows the stream of events, wherever it breaks off, and goes on behind the last one.
-pub async fn follow(world: World, seed: u64, until: CancellationToken) {
-    let mut random = StdRng::seed_from_u64(seed);
-    let mut last: Option<String> = None;
-    while !until.is_cancelled() {
-        let server = world.any(&mut random).clone();
-        let mut request = reqwest::Client::builder()
-            .no_proxy()
-            .build()
-            .unwrap()
-            .get(format!("{}/v1/events", server.base))
-            .bearer_auth(ALICE_KEY);
-        if let Some(last) = &last {
-            request = request.header("Last-Event-ID", last);
-        }
-        let read = read_events(&world, request, &mut last);
-        tokio::select! {
-            () = until.cancelled() => return,
-            () = read => {}
-            // As a client does that hears no heartbeat; and to resume often.
-            () = tokio::time::sleep(Duration::from_secs(random.random_range(5..25))) => {}
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
-async fn read_events(world: &World, request: RequestBuilder, last: &mut Option<String>) {
-    let Ok(answer) = request.send().await else { return };
-    let status = answer.status().as_u16();
-    if status != 200 {
-        if !matches!(status, 429 | 503) {
-            world.history.violation(format_args!("events: {status}"));
-        }
-        return;
-    }
-    let mut stream = answer.bytes_stream();
-    let mut pending = String::new();
-    while let Some(Ok(bytes)) = stream.next().await {
-        pending.push_str(&String::from_utf8_lossy(&bytes));
-        while let Some(end) = pending.find("\n\n") {
-            let message: String = pending.drain(..end + 2).collect();
-            let field = |name: &str| {
-                message.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
-            };
-            if let Some(id) = field("id:") {
-                *last = Some(id.to_owned());
-            }
-            let (Some(kind), Some(data)) = (field("event:"), field("data:")) else { continue };
-            let data: Value = serde_json::from_str(data).unwrap_or_default();
-            world.history.heard(kind, data["data"]["id"].as_str().unwrap_or_default());
-        }
     }
 }

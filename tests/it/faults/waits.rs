@@ -13,9 +13,9 @@ use super::history::History;
 use super::rows::Rows;
 use crate::support::Client;
 
-/// How long everything may take to come to rest once nothing is in the way any more, besides as long as the trouble
-/// lasted: clients are answered faster than processes that are killed all the time carry what they were given.
-pub const REST: Duration = Duration::from_secs(120);
+/// How long everything may take to come to rest once nothing is in the way any more: less than what waits for an event
+/// that it has missed (ten minutes, of a delete for the end of a batch).
+const REST: Duration = Duration::from_secs(300);
 
 /// Nothing waits for longer than it may, as it would by a clock that is off; before anything is brought on.
 pub async fn check(rows: &Rows, history: &History) {
@@ -36,6 +36,15 @@ pub async fn check(rows: &Rows, history: &History) {
                  WHERE finished_at IS NULL AND run_at > {hours}"
             ),
         ),
+        (
+            "a delete waits for a batch that has ended",
+            format!(
+                "SELECT concat_ws(' ', j.id, j.lane, j.attempt, j.run_at - {now}, 'ms') \
+                 FROM jobs j JOIN mappings m ON m.delete_job_id = j.id \
+                 WHERE j.status = 'retrying' AND j.error IS NULL AND j.run_at > {now} + 60000 \
+                 AND NOT EXISTS (SELECT 1 FROM batch_runs r WHERE r.mapping_id = m.id AND r.ended_at IS NULL)"
+            ),
+        ),
     ] {
         history.checked("waits compared");
         for row in rows.texts(&sql).await {
@@ -51,7 +60,7 @@ pub async fn release_keys(rows: &Rows) {
 
 /// Brings on what is minutes away until no job is left, and everything has come to its end. Dead letters of jobs that
 /// outlived three workers are retried, as a person would, if it is known what those died of.
-pub async fn come_to_rest(fleet: &mut Fleet, rows: &Rows, history: &History, limit: Duration) {
+pub async fn come_to_rest(fleet: &mut Fleet, rows: &Rows, history: &History) {
     let client = fleet.clients().remove(0);
     let (begun, mut told) = (Instant::now(), Instant::now());
     let (mut retried, mut judged) = (0, BTreeSet::new());
@@ -84,7 +93,7 @@ pub async fn come_to_rest(fleet: &mut Fleet, rows: &Rows, history: &History, lim
                        GROUP BY kind, status ORDER BY 1";
             println!("still there: {unsettled} things, {}", rows.texts(sql).await.join(", "));
         }
-        if begun.elapsed() > limit {
+        if begun.elapsed() > REST {
             report_stuck(rows, history).await;
             break;
         }
@@ -94,9 +103,11 @@ pub async fn come_to_rest(fleet: &mut Fleet, rows: &Rows, history: &History, lim
 }
 
 async fn bring_on(rows: &Rows) {
+    // Never what is due, nor before it: that would take the turns of what waits for longer.
     rows.execute(
-        "UPDATE jobs SET run_at = 0 WHERE kind IN ('verify_upload', 'deliver_webhook') \
-         AND status IN ('queued', 'retrying') AND run_at > 0",
+        "UPDATE jobs SET run_at = (extract(epoch from clock_timestamp()) * 1000)::bigint \
+         WHERE kind IN ('verify_upload', 'deliver_webhook', 'submit_batch') AND status IN ('queued', 'retrying') \
+         AND run_at > (extract(epoch from clock_timestamp()) * 1000)::bigint + 1000",
     )
     .await;
     // Eleven minutes after a create whose outcome is unknown: by then no request of it is under way any more, and here
@@ -105,10 +116,6 @@ async fn bring_on(rows: &Rows) {
         "UPDATE batch_runs SET unknown_since = unknown_since - 700000 \
          WHERE unknown_since > (extract(epoch from clock_timestamp()) * 1000)::bigint - 700000 \
          AND unknown_since < (extract(epoch from clock_timestamp()) * 1000)::bigint - 5000",
-    )
-    .await;
-    rows.execute(
-        "UPDATE jobs SET run_at = 0 WHERE kind = 'submit_batch' AND status IN ('queued', 'retrying')",
     )
     .await;
 }
