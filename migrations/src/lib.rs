@@ -25,6 +25,7 @@ mod m20261127_000016_index_events_by_owner;
 mod m20261127_000017_create_workers;
 mod m20261127_000018_add_traceparent_to_jobs;
 mod m20261127_000019_index_what_waits_by_lane;
+mod m20261127_000020_drop_what_is_due_anywhere;
 
 /// The list of migrations, in the order in which they are applied.
 pub struct Migrator;
@@ -52,6 +53,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000017_create_workers::Migration),
             Box::new(m20261127_000018_add_traceparent_to_jobs::Migration),
             Box::new(m20261127_000019_index_what_waits_by_lane::Migration),
+            Box::new(m20261127_000020_drop_what_is_due_anywhere::Migration),
         ]
     }
 }

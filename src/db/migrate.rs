@@ -182,9 +182,9 @@ async fn up_between_others(connection: &DatabaseConnection) -> Result<(), DbErr>
     }
 }
 
-/// Whether a lock was waited for in vain.
+/// Whether a lock was waited for in vain: for too long, or because its holder waited for one of ours.
 fn is_held(error: &DbErr) -> bool {
-    sql_state(error).as_deref() == Some("55P03")
+    matches!(sql_state(error).as_deref(), Some("55P03" | "40P01"))
 }
 
 fn say_waiting() {
