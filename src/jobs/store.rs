@@ -251,13 +251,14 @@ pub async fn owners(
     Ok(rows.into_iter().map(|row| (row.id, row.owner)).collect())
 }
 
-/// Makes a job that rests due at once. One that runs does not rest afterwards, if it would as planned: what it waited for
-/// may have happened after it looked. Waits for the end of an attempt that is just being written.
+/// Makes a job that rests due at once. One that runs, or is claimed before this is committed, does not rest afterwards, if
+/// it would as planned: what it waited for may have happened after it looked.
 pub async fn hasten(tx: &impl ConnectionTrait, id: JobId) -> Result<(), DbErr> {
-    // Whatever was claimed was due: so a job that runs was hastened if it is due later than it was claimed.
+    // Every live row is taken, so that it is neither claimed nor ended between this and the commit. Whatever was claimed
+    // was due: so a job that runs was hastened if it is due later than it was claimed.
     let sql = format!(
-        "UPDATE jobs SET run_at = {now} + CASE WHEN status = 'running' THEN 1 ELSE 0 END \
-         WHERE id = $1 AND finished_at IS NULL AND (status = 'running' OR run_at > {now})",
+        "UPDATE jobs SET run_at = CASE WHEN status = 'running' THEN {now} + 1 WHEN run_at > {now} THEN {now} \
+         ELSE run_at END WHERE id = $1 AND finished_at IS NULL",
         now = db::now(tx)
     );
     tx.execute_raw(statement(tx, &sql, [id.0.into()])).await.map(|_| ())

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use longshore::db::Transaction;
 use longshore::ids::JobId;
 use longshore::jobs::Ending;
 use longshore::jobs::Failure;
@@ -20,7 +22,9 @@ use longshore::jobs::leases::Leased;
 use longshore::jobs::leases::Reaped;
 use longshore::jobs::leases::Renewed;
 use longshore::jobs::store;
+use sea_orm::DbErr;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 use super::on_both;
 use crate::support::Queue;
@@ -98,6 +102,7 @@ async fn a_job_rests_until_its_time(queue: Queue) {
     queue.enqueue([job]).await;
     assert!(queue.claim_within(UNLIMITED, 1).await.is_empty());
     let lanes = [queue.lane.clone(), Lane::sweeps()];
+    queue.open_others(&lanes[1..]).await;
     let due = claims::next_due(queue.db.read(), &lanes).await.unwrap();
     let next = due.next[&queue.lane];
     assert!(next >= before.after(hour) && next <= due.now.after(hour));
@@ -148,36 +153,70 @@ async fn a_job_that_is_hastened_while_it_runs_does_not_rest_as_planned(queue: Qu
     assert_eq!(queue.claim_one(&worker).await.id, id);
 }
 
+/// A write of another process that is done, and commits when it is told to.
+struct Open {
+    go: Arc<Semaphore>,
+    task: JoinHandle<()>,
+}
+
+impl Open {
+    async fn write<F>(queue: &Queue, write: F) -> Self
+    where
+        F: for<'t> Fn(&'t Transaction) -> BoxFuture<'t, Result<(), DbErr>> + Send + Sync + 'static,
+    {
+        let (done, go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        let (told, wait) = (Arc::clone(&done), Arc::clone(&go));
+        let (process, write) = (queue.elsewhere().await, Arc::new(write));
+        let task = tokio::spawn(async move {
+            let writing = process.write(move |tx| {
+                let (write, told, wait) =
+                    (Arc::clone(&write), Arc::clone(&told), Arc::clone(&wait));
+                Box::pin(async move {
+                    write(tx).await?;
+                    told.add_permits(1);
+                    drop(wait.acquire().await);
+                    Ok(())
+                })
+            });
+            writing.await;
+        });
+        drop(done.acquire().await);
+        Self { go, task }
+    }
+
+    async fn commit(self) {
+        self.go.add_permits(1);
+        self.task.await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_that_is_hastened_while_its_end_is_written_does_not_rest() {
     let queue = Queue::alone().await;
     let (id, worker) = (queue.one().await, WorkerId::new());
     let claim = queue.claim_one(&worker).await;
     let end = rest(&queue, &claim, &worker, None).await;
-    let (written, go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
-    let (told, wait) = (Arc::clone(&written), Arc::clone(&go));
-    let process = queue.elsewhere().await;
-    let ending = tokio::spawn(async move {
-        process
-            .write(move |tx| {
-                let (end, told, wait) = (end.clone(), Arc::clone(&told), Arc::clone(&wait));
-                Box::pin(async move {
-                    leases::end(tx, &[end]).await?;
-                    told.add_permits(1);
-                    drop(wait.acquire().await);
-                    Ok(())
-                })
-            })
-            .await;
-    });
-    drop(written.acquire().await);
+    let open = Open::write(&queue, move |tx| {
+        let end = end.clone();
+        Box::pin(async move { leases::end(tx, &[end]).await.map(|_| ()) })
+    })
+    .await;
     let process = queue.elsewhere().await;
     let hastening = tokio::spawn(async move { hasten(&process, id).await });
     eventually(Duration::from_secs(10), async || queue.waits_for_a_lock().await.then_some(()))
         .await;
-    go.add_permits(1);
-    ending.await.unwrap();
+    open.commit().await;
     hastening.await.unwrap();
+    assert_eq!(queue.claim_one(&worker).await.id, id);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_due_job_is_not_claimed_before_what_it_waits_for_is_committed() {
+    let queue = Queue::alone().await;
+    let (id, worker) = (queue.one().await, WorkerId::new());
+    let open = Open::write(&queue, move |tx| Box::pin(store::hasten(tx, id))).await;
+    assert!(queue.claim_within(UNLIMITED, 1).await.is_empty());
+    open.commit().await;
     assert_eq!(queue.claim_one(&worker).await.id, id);
 }
 

@@ -203,10 +203,11 @@ async fn a_backlog_in_one_lane_costs_a_look_at_others_nothing(queue: &Queue) {
     if queue.db.is_postgres() {
         queue.sql("ANALYZE jobs").await;
     }
-    let lane = queue.lane.clone();
+    let lanes = [queue.lane.clone(), Lane::sweeps(), Lane::merges(), Lane::watching("p")];
+    queue.open_others(&lanes[1..]).await;
     let plans = queue
         .write(move |tx| {
-            let lanes = [lane.clone(), Lane::sweeps(), Lane::merges(), Lane::watching("p")];
+            let lanes = lanes.clone();
             Box::pin(async move {
                 let recorded = Recorded::new(tx);
                 let due = claims::next_due(&recorded, &lanes).await?;

@@ -97,6 +97,21 @@ impl Queue {
         .await;
     }
 
+    /// Lanes of other work, as a worker opens them.
+    pub async fn open_others(&self, lanes: &[Lane]) {
+        let lanes: Arc<[Lane]> = lanes.into();
+        self.write(move |tx| {
+            let lanes = Arc::clone(&lanes);
+            Box::pin(async move {
+                for lane in &*lanes {
+                    lanes::ensure(tx, lane).await?;
+                }
+                Ok(())
+            })
+        })
+        .await;
+    }
+
     /// A worker's write that the database does not refuse.
     pub async fn write<T, F>(&self, write: F) -> T
     where
