@@ -296,14 +296,15 @@ pub async fn spend(
         now: Timestamp,
     }
     let lock = if is_postgres(tx) { "FOR UPDATE" } else { "" };
+    // The clock is read behind the lock, and not before the wait for it.
     let sql = format!(
-        "SELECT paused_until, pause_reason, tokens, refilled_at, {} AS now FROM lanes WHERE name = $1 {lock}",
+        "SELECT held.*, {} AS now FROM (SELECT paused_until, pause_reason, tokens, refilled_at FROM lanes \
+         WHERE name = $1 {lock}) AS held",
         db::now(tx)
     );
     let row = Row::find_by_statement(statement(tx, &sql, [lane.0.clone().into()])).one(tx).await?;
     let row = row.ok_or_else(|| DbErr::RecordNotFound(format!("lane `{lane}`")))?;
-    // The clock may have been read before the wait for the lock.
-    let now = row.refilled_at.map_or(row.now, |at| at.max(row.now));
+    let now = row.now;
     if let Some(pause) = pause(row.paused_until, row.pause_reason.as_deref())
         && pause.until > now
     {
