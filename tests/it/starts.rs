@@ -76,7 +76,8 @@ async fn a_process_that_is_told_to_stop_while_it_waits_to_migrate_ends_at_once()
     .await;
     let (status, took) = process.terminate();
     assert!(status.success() && took < Duration::from_secs(2), "{status} after {took:?}");
-    assert!(process.log().contains("stopped before anything was started"), "{}", process.log());
+    let (_, log) = process.all();
+    assert!(log.contains("stopped before anything was started"), "{log}");
     other.execute("ROLLBACK").await.unwrap();
     Process::start(folder.path(), &["up"], &[]).logged("listening on");
 }

@@ -2,6 +2,7 @@
 //! and a supervisor that starts what has ended.
 
 use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -26,6 +27,8 @@ use crate::support::Process;
 use crate::support::Proxy;
 use crate::support::Redis;
 use crate::support::free_port;
+
+const SIGTERM: i32 = 15;
 
 pub const MODELS: [&str; 2] = ["a", "b"];
 pub const LEASE: Duration = Duration::from_secs(2);
@@ -264,11 +267,12 @@ impl Member {
     /// It was told to end, as long ago as it may take.
     pub fn check_ended(&mut self, history: &History) {
         let Some(process) = self.process.as_mut() else { return };
-        let code = process.has_ended().then(|| process.code());
+        let status = process.status();
         // The signal itself ends a process that has not come to handle it yet.
-        let was_new = code == Some(None) && process.log().is_empty();
-        if code != Some(Some(0)) && !was_new {
-            history.violation(format_args!("{} ended with {code:?} after SIGTERM", self.name));
+        let was_new =
+            status.and_then(|status| status.signal()) == Some(SIGTERM) && process.log().is_empty();
+        if !status.is_some_and(|status| status.success()) && !was_new {
+            history.violation(format_args!("{} ended with {status:?} after SIGTERM", self.name));
         }
         self.bury();
     }

@@ -41,7 +41,8 @@ pub async fn check(rows: &Rows, history: &History) {
             format!(
                 "SELECT concat_ws(' ', j.id, j.lane, j.attempt, j.run_at - {now}, 'ms') \
                  FROM jobs j JOIN mappings m ON m.delete_job_id = j.id \
-                 WHERE j.status = 'retrying' AND j.error IS NULL AND j.run_at > {now} + 60000 \
+                 WHERE j.status = 'retrying' AND j.run_at > {now} + 60000 \
+                 AND (SELECT a.error FROM job_attempts a WHERE a.job_id = j.id ORDER BY epoch DESC LIMIT 1) IS NULL \
                  AND NOT EXISTS (SELECT 1 FROM batch_runs r WHERE r.mapping_id = m.id AND r.ended_at IS NULL)"
             ),
         ),

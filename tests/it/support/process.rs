@@ -162,9 +162,9 @@ impl Process {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// What it has ended with; `None` while it runs, or where a signal ended it.
-    pub fn code(&mut self) -> Option<i32> {
-        self.child.try_wait().unwrap().and_then(|status| status.code())
+    /// What it has ended with; `None` while it runs.
+    pub fn status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
     }
 
     /// Waits for the end.
