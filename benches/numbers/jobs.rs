@@ -302,12 +302,17 @@ impl<'b> Queue<'b> {
         times: &str,
     ) -> anyhow::Result<()> {
         let mapping = self.hex(Tag::Mapping, &format!("i % {MAPPINGS}"));
+        // What is long over, and what is due tomorrow, is of files of its own, as old as it is.
+        let file = match tag {
+            Tag::Finished | Tag::Waiting => self.id(tag, "i"),
+            _ => self.id(Tag::File, &format!("i % {MAPPINGS}")),
+        };
         let rows = format!(
             "SELECT {}, 'upload_file', 'provider:{PROVIDER}', 0, {}, '{{\"mapping_id\":\"map_' || {mapping} || '\"}}', \
              '{PROVIDER}', 30, {}, {state}, {run_at}, {run_at}, {times} FROM n",
             self.id(tag, "i"),
             owner,
-            self.id(Tag::File, &format!("i % {MAPPINGS}")),
+            file,
         );
         self.insert(
             "jobs (id, kind, lane, rank, owner, payload, model, max_attempts, file_id, status, epoch, attempt, \
