@@ -29,13 +29,13 @@ mod wait;
 mod webhook_endpoints;
 mod workers;
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use axum::Extension;
 use axum::Router;
 use axum::extract::FromRef;
 use tokio::sync::Mutex;
-use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 
 use self::quota::Quota;
@@ -48,9 +48,19 @@ use crate::traces::Traces;
 const MIN_WAITING: usize = 32;
 const MAX_WAITING: usize = 2048;
 
-/// What handlers share.
+/// What handlers share. Each request that waits holds it a few times, so it is no larger than a pointer.
 #[derive(Clone)]
-pub struct Api {
+pub struct Api(Arc<Shared>);
+
+impl Deref for Api {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+pub struct Shared {
     /// Its database turns requests away when too many wait for it.
     app: App,
     /// The same database, for what runs beside them.
@@ -96,14 +106,14 @@ impl Api {
     pub fn new(app: App) -> Self {
         let db = app.db.clone();
         let places = (server::max_connections() / 8).clamp(MIN_WAITING, MAX_WAITING);
-        Self {
-            app: App { db: db.bounded(places), ..app },
+        Self(Arc::new(Shared {
+            app: app.with_db(db.bounded(places)),
             db,
             requests: idempotency::Requests::new(),
             looks: health::Looks::default(),
             retries: Arc::default(),
             large_results: batches::Room::default(),
-        }
+        }))
     }
 
     /// The paths, and what every request passes on its way to them.
@@ -127,7 +137,7 @@ impl Api {
 
     /// What runs beside the requests, until it is dropped.
     pub async fn run(&self) {
-        let app = App { db: self.db.clone(), ..self.app.clone() };
+        let app = self.app.with_db(self.db.clone());
         tokio::join!(self.requests.run(app.clone()), app.notices.run(app.db.clone()));
     }
 }
@@ -141,8 +151,7 @@ fn with_border<S: Clone + Send + Sync + 'static>(
     routes
         .fallback(error::no_such_path)
         .method_not_allowed_fallback(error::no_such_method)
-        .layer(CatchPanicLayer::custom(error::panicked))
-        // It checks the limits too: each layer is a kilobyte or two of every request that waits.
+        // It checks the limits and catches panics too: each layer is a kilobyte or two of every request that waits.
         .layer(axum::middleware::from_fn_with_state(quota, rest::read))
         .layer(axum::middleware::from_fn_with_state(traces, request::identify))
 }

@@ -1,6 +1,7 @@
 //! What every handler and every job works with, put together once at start.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use secrecy::ExposeSecret as _;
@@ -34,9 +35,20 @@ use crate::traces::Traces;
 use crate::webhooks::sender::Sender;
 use crate::webhooks::vault::Vault;
 
-/// The parts of the program. Cloned freely.
+/// The parts of the program. Cloned freely: thousands of requests that wait hold one each, so it is no larger than a pointer.
 #[derive(Clone)]
-pub struct App {
+pub struct App(Arc<Parts>);
+
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+#[derive(Clone)]
+pub struct Parts {
     pub config: Arc<Config>,
     pub db: Db,
     pub blobs: Blobs,
@@ -51,7 +63,7 @@ pub struct App {
     pub webhooks: Sender,
     /// For the secrets of webhooks. `None` where no key is configured for all processes.
     pub vault: Option<Vault>,
-    /// None, unless whoever opened it has put some here.
+    /// None, unless by [`App::with_traces`].
     pub traces: Traces,
 }
 
@@ -67,7 +79,7 @@ impl App {
         let blobs = Blobs::open(&config.blobs)?;
         let installation = installation::ensure(&db, &blobs, clock.now()).await?;
         let relay = notices::redis::client(&config.redis)?.map(Relay::new);
-        Ok(Self {
+        Ok(Self(Arc::new(Parts {
             providers: Arc::new(Providers::new(&config)?),
             notices: Notices::new(relay),
             keys: Keys::new(configured_keys(&config)),
@@ -82,7 +94,17 @@ impl App {
             blobs,
             clock,
             installation,
-        })
+        })))
+    }
+
+    /// The same with another way to the database.
+    pub fn with_db(&self, db: Db) -> Self {
+        Self(Arc::new(Parts { db, ..Parts::clone(self) }))
+    }
+
+    /// The same, with traces.
+    pub fn with_traces(&self, traces: Traces) -> Self {
+        Self(Arc::new(Parts { traces, ..Parts::clone(self) }))
     }
 
     /// The deployments that `names` mean, each once, in the order of the names.

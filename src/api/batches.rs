@@ -252,14 +252,11 @@ async fn retrieve(
     Path(id): Path,
     Query(query): Query<WaitParameter>,
 ) -> Result<Json<BatchObject>, Error> {
-    let view = Box::pin(find(&app, &caller, &id)).await?;
     let is_final = |view: &BatchView| view.batch.ended_at.is_some();
-    let subject = view.batch.id.0;
-    let view = wait::until_final(&app, subject, query.duration()?, view, is_final, || {
-        find(&app, &caller, &id)
-    })
-    .await?;
-    Ok(Json(BatchObject::new(&app, view)?))
+    let read = || find(&app, &caller, &id);
+    let view =
+        wait::until_final(&app, query.duration()?, |view| view.batch.id.0, is_final, read).await?;
+    Ok(Json(BatchObject::new(&app, *view)?))
 }
 
 /// Cancel a batch

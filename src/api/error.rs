@@ -1,5 +1,7 @@
 //! Errors as OpenAI's clients know them. The only place that knows HTTP statuses and their body.
 
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use axum::Json;
@@ -9,6 +11,7 @@ use axum::http::StatusCode;
 use axum::http::header::RETRY_AFTER;
 use axum::response::IntoResponse;
 use axum::response::Response;
+use futures_util::FutureExt as _;
 use serde::Serialize;
 use utoipa::PartialSchema as _;
 use utoipa::ToResponse;
@@ -301,7 +304,11 @@ pub async fn no_such_method(method: axum::http::Method, uri: axum::http::Uri) ->
     (StatusCode::METHOD_NOT_ALLOWED, Json(Body { error: detail })).into_response()
 }
 
-/// The answer in place of a panic. The panic itself is in the log.
-pub fn panicked(_panic: Box<dyn std::any::Any + Send>) -> Response {
-    Error::Internal(anyhow::anyhow!("a handler panicked")).into_response()
+/// Answers in place of a panic. The panic itself is in the log.
+pub fn catch_panic(answering: impl Future<Output = Response>) -> impl Future<Output = Response> {
+    AssertUnwindSafe(answering).catch_unwind().map(|answer| {
+        answer.unwrap_or_else(|_| {
+            Error::Internal(anyhow::anyhow!("a handler panicked")).into_response()
+        })
+    })
 }

@@ -157,14 +157,11 @@ async fn retrieve(
     Path(id): Path,
     Query(query): Query<WaitParameter>,
 ) -> Result<Json<FileObject>, Error> {
-    let view = Box::pin(find(&app, &caller, &id)).await?;
     let is_final = |view: &FileView| view.file.status().is_ok_and(FileStatus::is_final);
-    let subject = view.file.id.0;
-    let view = wait::until_final(&app, subject, query.duration()?, view, is_final, || {
-        find(&app, &caller, &id)
-    })
-    .await?;
-    Ok(Json(view.into()))
+    let read = || find(&app, &caller, &id);
+    let view =
+        wait::until_final(&app, query.duration()?, |view| view.file.id.0, is_final, read).await?;
+    Ok(Json((*view).into()))
 }
 
 #[derive(Debug, Deserialize, ToSchema)]

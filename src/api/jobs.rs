@@ -249,14 +249,10 @@ async fn retrieve(
     Path(id): Path,
     Query(query): Query<WaitParameter>,
 ) -> Result<Json<JobObject>, Error> {
-    let job = Box::pin(find(&app, &caller, &id)).await?;
     let is_final = |job: &Job| job.status().is_ok_and(JobStatus::is_final);
-    let subject = job.id.0;
-    let job = wait::until_final(&app, subject, query.duration()?, job, is_final, || {
-        find(&app, &caller, &id)
-    })
-    .await?;
-    Ok(Json(JobObject::new(&app, job)))
+    let read = || find(&app, &caller, &id);
+    let job = wait::until_final(&app, query.duration()?, |job| job.id.0, is_final, read).await?;
+    Ok(Json(JobObject::new(&app, *job)))
 }
 
 /// Cancel a job

@@ -8,6 +8,7 @@ use axum::middleware::Next;
 use axum::response::IntoResponse as _;
 use axum::response::Response;
 
+use super::error;
 use super::quota;
 use super::quota::Quota;
 use crate::error::Error;
@@ -20,15 +21,18 @@ pub async fn check(quota: &Quota, request: Request, next: Next) -> Response {
     if let Some(error) = refusal(&request) {
         return error.into_response();
     }
-    let Some(key) = quota.key(&request) else { return next.run(request).await };
-    let taken = Box::pin(quota.take(&key)).await;
-    drop(key);
-    let Some(taken) = taken else { return next.run(request).await };
-    let mut response = match quota::refusal(&taken) {
-        Some(refusal) => refusal,
-        None => next.run(request).await,
+    let taken = match quota.key(&request) {
+        Some(key) => Box::pin(quota.take(&key)).await,
+        None => None,
     };
-    quota::announce(&taken, response.headers_mut());
+    let refusal = taken.as_ref().and_then(quota::refusal);
+    let mut response = match refusal {
+        Some(refusal) => refusal,
+        None => error::catch_panic(next.run(request)).await,
+    };
+    if let Some(taken) = taken {
+        quota::announce(&taken, response.headers_mut());
+    }
     response
 }
 

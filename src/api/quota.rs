@@ -1,7 +1,6 @@
 //! What a key's limit says of a request, before its path is looked at and its body is read: a refusal, or the
 //! headers that OpenAI has for it, on every answer.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::Request;
@@ -30,11 +29,11 @@ const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
 
 /// Where the limits are looked up. `Default` has none.
 #[derive(Clone, Default)]
-pub struct Quota(Option<Arc<App>>);
+pub struct Quota(Option<App>);
 
 impl Quota {
     pub fn of(app: &App) -> Self {
-        Self(app.request_limits.is_any().then(|| Arc::new(app.clone())))
+        Self(app.request_limits.is_any().then(|| app.clone()))
     }
 
     /// Takes the request out of what its key may make. `None` when nothing limits it.

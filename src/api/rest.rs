@@ -30,21 +30,26 @@ const MAX_TIME: Duration = Duration::from_secs(5);
 
 /// Answers, once what the handler left of the body was read and forgotten, within bounds.
 pub async fn read(State(quota): State<Quota>, request: Request, next: Next) -> Response {
-    if request.body().is_end_stream() {
-        return limits::check(&quota, request, next).await;
-    }
-    // Such a client sends nothing before it is asked to, and it is asked by reading.
-    let waits_to_be_asked = request.headers().contains_key(EXPECT);
-    let (parts, body) = request.into_parts();
-    let rest = Rest { source: Arc::new(Mutex::new(Source::new(body))) };
-    let handled = Request::from_parts(parts, Body::from_stream(rest.clone()));
-    let response = limits::check(&quota, handled, next).await;
+    let (request, rest) = share(request);
+    let response = limits::check(&quota, request, next).await;
     // Whoever was too slow for the handler is not waited for here either.
-    let is_slow = response.status() == StatusCode::REQUEST_TIMEOUT;
-    if !is_slow && (!waits_to_be_asked || rest.source().was_asked_for) {
+    if let Some(rest) = rest
+        && response.status() != StatusCode::REQUEST_TIMEOUT
+    {
         rest.forget().await;
     }
     response
+}
+
+/// The request, and its body once more, if it has one.
+fn share(request: Request) -> (Request, Option<Rest>) {
+    if request.body().is_end_stream() {
+        return (request, None);
+    }
+    let waits_to_be_asked = request.headers().contains_key(EXPECT);
+    let (parts, body) = request.into_parts();
+    let rest = Rest { source: Arc::new(Mutex::new(Source::new(body, waits_to_be_asked))) };
+    (Request::from_parts(parts, Body::from_stream(rest.clone())), Some(rest))
 }
 
 /// A body that is shared between its handler and whoever reads what that leaves.
@@ -55,18 +60,22 @@ struct Rest {
 
 struct Source {
     stream: BodyDataStream,
-    was_asked_for: bool,
+    /// Such a client sends nothing before it is asked to, and it is asked by reading.
+    waits_to_be_asked: bool,
     is_over: bool,
 }
 
 impl Source {
-    fn new(body: Body) -> Self {
-        Self { stream: body.into_data_stream(), was_asked_for: false, is_over: false }
+    fn new(body: Body, waits_to_be_asked: bool) -> Self {
+        Self { stream: body.into_data_stream(), waits_to_be_asked, is_over: false }
     }
 }
 
 impl Rest {
     async fn forget(mut self) {
+        if self.source().waits_to_be_asked {
+            return;
+        }
         let rest = async {
             let mut left = MAX_BYTES;
             while let Some(Ok(bytes)) = self.next().await {
@@ -93,7 +102,7 @@ impl Stream for Rest {
         if source.is_over {
             return Poll::Ready(None);
         }
-        source.was_asked_for = true;
+        source.waits_to_be_asked = false;
         let next = source.stream.poll_next_unpin(cx);
         source.is_over = matches!(next, Poll::Ready(None | Some(Err(_))));
         next

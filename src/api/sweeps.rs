@@ -436,13 +436,10 @@ async fn retrieve(
     Path(id): Path,
     Query(query): Query<WaitParameter>,
 ) -> Result<Json<SweepObject>, Error> {
-    let sweep = Box::pin(find(&app, &caller, &id)).await?;
     let is_final = |sweep: &Sweep| sweep.status().is_ok_and(SweepStatus::is_final);
-    let subject = sweep.id.0;
-    let sweep = wait::until_final(&app, subject, query.duration()?, sweep, is_final, || {
-        find(&app, &caller, &id)
-    })
-    .await?;
+    let read = || find(&app, &caller, &id);
+    let sweep =
+        wait::until_final(&app, query.duration()?, |sweep| sweep.id.0, is_final, read).await?;
     Ok(Json(SweepObject::new(&sweep)?))
 }
 

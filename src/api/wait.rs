@@ -44,36 +44,37 @@ impl WaitParameter {
     }
 }
 
-/// Answers `current` as soon as `read` says that it is final, and at the latest after `wait`.
+/// Answers what `read` finds as soon as it is final, and at the latest after `wait`.
 ///
-/// It registers first and then reads, so that no change between the two is missed.
+/// It registers first and then reads once more, so that no change between the two is missed. Thousands rest here: what
+/// they read, and what reading takes, is in boxes, and not kept meanwhile.
 ///
 /// # Errors
 ///
 /// Whatever `read` says, or when too many wait already.
 pub async fn until_final<T, R>(
     app: &App,
-    subject: Uuid,
     wait: Duration,
-    current: T,
+    subject: impl Fn(&T) -> Uuid,
     is_final: impl Fn(&T) -> bool,
     read: impl Fn() -> R,
-) -> Result<T, Error>
+) -> Result<Box<T>, Error>
 where
     R: Future<Output = Result<T, Error>>,
 {
+    let current = Box::new(Box::pin(read()).await?);
     if wait.is_zero() || is_final(&current) {
         return Ok(current);
     }
     check_room(app, "come again, or ask without `wait`")?;
-    // Thousands rest here: what they read, and what reading takes, is not kept meanwhile.
+    let subject = subject(&current);
     drop(current);
     let deadline = Instant::now() + wait;
     let waiting = Box::pin(app.notices.wait_for(&app.db, subject)).await?;
     loop {
         let changed = waiting.changed();
         let turn = app.notices.turn().await;
-        let current = Box::pin(read()).await?;
+        let current = Box::new(Box::pin(read()).await?);
         drop(turn);
         if is_final(&current) || Instant::now() >= deadline || app.notices.is_closing() {
             return Ok(current);

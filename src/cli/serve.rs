@@ -88,13 +88,13 @@ pub async fn run(start: &Start, parts: Parts) -> Result<ExitCode, Failed> {
     say_what_was_found(&loaded);
     let config = Arc::new(loaded.config);
     let opened = shutdown.run_until_cancelled(open(&config, parts)).await;
-    let Some(mut app) = opened.transpose()? else {
+    let Some(app) = opened.transpose()? else {
         tracing::info!("stopped before anything was started");
         return Ok(ExitCode::SUCCESS);
     };
     let (traces, outbox) = traces::start(&config.telemetry, &start.environment)
         .map_err(|error| Failed::Misconfigured(error.to_string()))?;
-    app.traces = traces;
+    let app = app.with_traces(traces);
     let stopping = tokio::spawn({
         let shutdown = shutdown.clone();
         async move {

@@ -285,14 +285,11 @@ pub async fn deletion(
     Path(id): Path,
     Query(query): Query<WaitParameter>,
 ) -> Result<Json<DeletionObject>, Error> {
-    let receipt = find_receipt(&app, &caller, &id).await?;
     let is_final = |receipt: &FileReceipt| receipt.deletion != Deletion::Pending;
-    let subject = receipt.id.0;
-    let receipt = wait::until_final(&app, subject, query.duration()?, receipt, is_final, || {
-        find_receipt(&app, &caller, &id)
-    })
-    .await?;
-    Ok(Json(DeletionObject::new(&app, receipt)))
+    let read = || find_receipt(&app, &caller, &id);
+    let receipt =
+        wait::until_final(&app, query.duration()?, |receipt| receipt.id.0, is_final, read).await?;
+    Ok(Json(DeletionObject::new(&app, *receipt)))
 }
 
 async fn find_receipt(app: &App, caller: &Caller, id: &str) -> Result<FileReceipt, Error> {
