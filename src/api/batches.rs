@@ -254,8 +254,7 @@ async fn retrieve(
 ) -> Result<Json<BatchObject>, Error> {
     let is_final = |view: &BatchView| view.batch.ended_at.is_some();
     let read = || find(&app, &caller, &id);
-    let view =
-        wait::until_final(&app, query.duration()?, |view| view.batch.id.0, is_final, read).await?;
+    let view = wait::until_final(&app, &query, |view| view.batch.id.0, is_final, read).await?;
     Ok(Json(BatchObject::new(&app, *view)?))
 }
 

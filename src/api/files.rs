@@ -159,8 +159,7 @@ async fn retrieve(
 ) -> Result<Json<FileObject>, Error> {
     let is_final = |view: &FileView| view.file.status().is_ok_and(FileStatus::is_final);
     let read = || find(&app, &caller, &id);
-    let view =
-        wait::until_final(&app, query.duration()?, |view| view.file.id.0, is_final, read).await?;
+    let view = wait::until_final(&app, &query, |view| view.file.id.0, is_final, read).await?;
     Ok(Json((*view).into()))
 }
 

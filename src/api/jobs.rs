@@ -251,7 +251,7 @@ async fn retrieve(
 ) -> Result<Json<JobObject>, Error> {
     let is_final = |job: &Job| job.status().is_ok_and(JobStatus::is_final);
     let read = || find(&app, &caller, &id);
-    let job = wait::until_final(&app, query.duration()?, |job| job.id.0, is_final, read).await?;
+    let job = wait::until_final(&app, &query, |job| job.id.0, is_final, read).await?;
     Ok(Json(JobObject::new(&app, *job)))
 }
 

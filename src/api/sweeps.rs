@@ -438,8 +438,7 @@ async fn retrieve(
 ) -> Result<Json<SweepObject>, Error> {
     let is_final = |sweep: &Sweep| sweep.status().is_ok_and(SweepStatus::is_final);
     let read = || find(&app, &caller, &id);
-    let sweep =
-        wait::until_final(&app, query.duration()?, |sweep| sweep.id.0, is_final, read).await?;
+    let sweep = wait::until_final(&app, &query, |sweep| sweep.id.0, is_final, read).await?;
     Ok(Json(SweepObject::new(&sweep)?))
 }
 

@@ -32,7 +32,7 @@ impl WaitParameter {
     /// # Errors
     ///
     /// When it is not a number of seconds.
-    pub fn duration(&self) -> Result<Duration, Error> {
+    fn duration(&self) -> Result<Duration, Error> {
         let Some(text) = self.wait.as_deref().filter(|text| !text.is_empty()) else {
             return Ok(Duration::ZERO);
         };
@@ -51,10 +51,10 @@ impl WaitParameter {
 ///
 /// # Errors
 ///
-/// Whatever `read` says, or when too many wait already.
+/// Whatever `read` says, then of the parameter, or when too many wait already.
 pub async fn until_final<T, R>(
     app: &App,
-    wait: Duration,
+    wait: &WaitParameter,
     subject: impl Fn(&T) -> Uuid,
     is_final: impl Fn(&T) -> bool,
     read: impl Fn() -> R,
@@ -63,6 +63,7 @@ where
     R: Future<Output = Result<T, Error>>,
 {
     let current = Box::new(Box::pin(read()).await?);
+    let wait = wait.duration()?;
     if wait.is_zero() || is_final(&current) {
         return Ok(current);
     }

@@ -287,8 +287,7 @@ pub async fn deletion(
 ) -> Result<Json<DeletionObject>, Error> {
     let is_final = |receipt: &FileReceipt| receipt.deletion != Deletion::Pending;
     let read = || find_receipt(&app, &caller, &id);
-    let receipt =
-        wait::until_final(&app, query.duration()?, |receipt| receipt.id.0, is_final, read).await?;
+    let receipt = wait::until_final(&app, &query, |receipt| receipt.id.0, is_final, read).await?;
     Ok(Json(DeletionObject::new(&app, *receipt)))
 }
 
