@@ -30,8 +30,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-/// How long a statement waits for another process that writes.
+/// How long a statement waits for another process that writes, at the least.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it looks whether that is done.
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
 /// How long a reader waits for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the writer keeps: its statements come in as many lengths as there are lists of parameters.
@@ -52,6 +54,17 @@ pub enum Access {
     Read,
 }
 
+/// Whether to look once more, after a pause. SQLite's own pauses grow to 100 ms, and who looks that seldom finds a
+/// process that writes all the time writing, for seconds.
+fn wait_for_others(tries: i32) -> bool {
+    let most = BUSY_TIMEOUT.as_millis() / BUSY_PAUSE.as_millis();
+    let is_early = u128::try_from(tries).is_ok_and(|tries| tries < most);
+    if is_early {
+        std::thread::sleep(BUSY_PAUSE);
+    }
+    is_early
+}
+
 /// A connection, used by one thread at a time.
 #[derive(Debug)]
 pub struct Connection {
@@ -67,7 +80,7 @@ impl Connection {
     pub fn open(path: &Path, access: Access) -> Result<Self, DbErr> {
         let open = || {
             let connection = rusqlite::Connection::open(path)?;
-            connection.busy_timeout(BUSY_TIMEOUT)?;
+            connection.busy_handler(Some(wait_for_others))?;
             let caches = if access == Access::Write { WRITER } else { READER };
             connection.set_prepared_statement_cache_capacity(caches.statements);
             // Every commit is on disk when it returns: a commit is what a client was promised.

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
+use std::time::Instant;
 
 use futures_util::future::BoxFuture;
 use longshore::db::Db;
@@ -96,6 +97,32 @@ async fn a_caller_that_stops_waiting_does_not_stop_its_write(queue: Queue) {
     }
     eventually(Duration::from_secs(10), async || (queue.count(ROWS).await == 2).then_some(()))
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_process_that_writes_all_the_time_does_not_keep_another_from_it() {
+    let queue = Queue::on(Kind::Sqlite).await;
+    let other = queue.elsewhere().await;
+    let writing = futures_util::future::join_all((0..8).map(|_| async {
+        loop {
+            queue.db.work(job(&queue, false)).await.unwrap();
+        }
+    }));
+    let measured = async {
+        let mut times = Vec::new();
+        for _ in 0..100 {
+            let begun = Instant::now();
+            other.db.work(job(&other, false)).await.unwrap();
+            times.push(begun.elapsed());
+        }
+        times.sort();
+        times
+    };
+    let times = tokio::select! {
+        _ = writing => unreachable!("it never ends"),
+        times = measured => times,
+    };
+    assert!(times[99] < Duration::from_millis(250), "{times:?}");
 }
 
 fn panicking(_: &Transaction) -> BoxFuture<'_, Result<(), DbErr>> {
