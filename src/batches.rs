@@ -196,6 +196,9 @@ async fn write(
     if store::stand(tx, now, batch.id, standing).await? {
         let event = Event::of_batch(standing.status.event(), &batch.owner, batch.id);
         events::append(tx, now, &[event]).await?;
+        if standing.status.is_final() {
+            tracing::info!(batch.id = %batch.id, owner.id = %batch.owner, batch.status = %standing.status, "batch ended");
+        }
     }
     Ok(())
 }
