@@ -175,7 +175,6 @@ pub fn outcome(conclusion: &Conclusion, ending: &Ending) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::JobId;
 
     const POLICY: RetryPolicy = RetryPolicy {
         max_attempts: 3,
@@ -184,26 +183,7 @@ mod tests {
     };
 
     fn job(attempt: i32) -> Claimed {
-        Claimed {
-            id: JobId::mint(),
-            kind: "upload_file".to_owned(),
-            lane: "provider:p".to_owned(),
-            rank: 0,
-            owner: "alice".to_owned(),
-            payload: "{}".to_owned(),
-            epoch: 7,
-            attempt,
-            max_attempts: 3,
-            progress: None,
-            file_id: None,
-            batch_id: None,
-            model: None,
-            request_id: None,
-            traceparent: None,
-            created_at: Timestamp(0),
-            started_at: Timestamp(0),
-            lease_until: Timestamp(0),
-        }
+        Claimed { attempt, ..Claimed::example() }
     }
 
     fn failed(verdict: Verdict) -> Conclusion {

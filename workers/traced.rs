@@ -116,30 +116,15 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::ids::JobId;
     use crate::jobs::Spend;
     use crate::traces::tests::recorded;
 
     fn job(kind: &str, epoch: i64) -> Claimed {
         Claimed {
-            id: JobId::mint(),
             kind: kind.to_owned(),
-            lane: "provider:p".to_owned(),
-            rank: 0,
-            owner: "alice".to_owned(),
-            payload: "{}".to_owned(),
             epoch,
-            attempt: 1,
-            max_attempts: 3,
-            progress: None,
-            file_id: None,
-            batch_id: None,
-            model: None,
-            request_id: None,
             traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned()),
-            created_at: Timestamp(0),
-            started_at: Timestamp(0),
-            lease_until: Timestamp(0),
+            ..Claimed::example()
         }
     }
 

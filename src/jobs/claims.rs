@@ -66,6 +66,31 @@ impl Claimed {
         Fence { job_id: self.id, epoch: self.epoch, worker: worker.clone() }
     }
 
+    /// The first attempt of three at an upload.
+    #[cfg(test)]
+    pub fn example() -> Self {
+        Self {
+            id: JobId::mint(),
+            kind: "upload_file".to_owned(),
+            lane: "provider:p".to_owned(),
+            rank: 0,
+            owner: "alice".to_owned(),
+            payload: "{}".to_owned(),
+            epoch: 1,
+            attempt: 1,
+            max_attempts: 3,
+            progress: None,
+            file_id: None,
+            batch_id: None,
+            model: None,
+            request_id: None,
+            traceparent: None,
+            created_at: Timestamp(0),
+            started_at: Timestamp(0),
+            lease_until: Timestamp(0),
+        }
+    }
+
     /// Whose turn this was: the owner's, or of a delivery its endpoint's.
     pub fn turn(&self) -> String {
         if self.kind == super::DELIVER_WEBHOOK
